@@ -1,0 +1,155 @@
+"""Values that the record (job table) hands out: plain frozen dataclasses, no database objects.
+
+Written by ``cffa_core.jobs.store``; read by the API and the workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from cffa_core.jobs.spec import JobSpec, Kind
+from cffa_core.jobs.state import JobState, UnitKind, UnitState
+from cffa_core.storage.base import ObjectInfo
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pairs of a generation job: asked for, made, and (with a gate) accepted or rejected; ``failed`` were given up."""
+
+    requested: int = 0
+    generated: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is. ``eta_seconds`` is None until a rate was measured."""
+
+    stage: str = "queued"
+    current: int = 0
+    total: int = 0
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its owner sees it. ``version`` rises with every change (it is the ETag)."""
+
+    id: str
+    owner: str
+    kind: Kind
+    spec: JobSpec
+    spec_version: int
+    state: JobState
+    version: int
+    priority: int
+    created_at: datetime
+    entered: dict[JobState, datetime]
+    counts: Counts
+    progress: Progress
+    reason: str | None = None
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    numerics_key: str | None = None
+    queue_position: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredFiles:
+    """Files published together: relative name -> stored object."""
+
+    files: dict[str, ObjectInfo] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training checkpoint that a commit made visible."""
+
+    job_id: str
+    step: int
+    attempt: int
+    stored: StoredFiles
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Part:
+    """One finished unit: its published files and what its recipe reported (``info``)."""
+
+    job_id: str
+    unit_id: str
+    kind: UnitKind
+    index: int
+    state: UnitState
+    attempt: int
+    stored: StoredFiles
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one unit until the lease ends; every write must carry it (fencing by ``attempt``)."""
+
+    job_id: str
+    unit_id: str
+    kind: UnitKind
+    index: int
+    attempt: int
+    worker_id: str
+    owner: str
+    spec: JobSpec
+    numerics_key: str | None
+    checkpoint: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A checked data set. ``report`` is the public result of the check; ``stored`` are its files."""
+
+    id: str
+    owner: str
+    name: str
+    digest: str
+    pairs: int
+    report: dict[str, Any]
+    stored: StoredFiles
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Model:
+    """The product of a training job: a model folder in object storage and its card."""
+
+    id: str
+    owner: str
+    job_id: str
+    digest: str
+    card: dict[str, Any]
+    stored: StoredFiles
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a job's history; ``seq`` rises by one within a job."""
+
+    job_id: str
+    seq: int
+    at: datetime
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """One page of a listing; ``next_token`` is None on the last."""
+
+    items: tuple[T, ...]
+    next_token: str | None

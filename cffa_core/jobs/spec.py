@@ -1,0 +1,202 @@
+"""The contracts of the service: what a training job and a generation job ask for.
+
+Pydantic models, validated when a job is posted and stored as JSON in the record; a recipe gets the same object. They
+say what to compute, never where (no paths, hosts or devices). ``SPEC_VERSION`` rises when the meaning of a stored
+spec changes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+from cffa_core.errors import InvalidSpec, Problem
+
+SPEC_VERSION = 1
+
+CF_PROMPT = "A high quality color fundus photograph, retinal structure"
+FA_PROMPT = "A high quality fluorescein angiography image, bright retinal vessels"
+
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z]+_[0-9a-z]{20}$")]
+BaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?$", max_length=200)]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Resolution = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Method(StrEnum):
+    """Pair methods (METHODS 2, 3). A closed list: a request never names code."""
+
+    DUAL_UNET = "dual_unet"
+
+
+class Kind(StrEnum):
+    """Kinds of job; each has its own queue."""
+
+    TRAINING = "training"
+    GENERATION = "generation"
+
+
+class Scheduler(StrEnum):
+    """Samplers, all from diffusers."""
+
+    DDIM = "ddim"
+    PNDM = "pndm"
+    DPM = "dpm++2m"
+    UNIPC = "unipc"
+    EULER = "euler"
+    DDPM = "ddpm"
+
+
+NoiseMode = Literal["shared", "rotated", "independent"]
+
+
+class Spec(BaseModel):
+    """Base of all contracts: unknown fields are refused, objects are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters on the attention projections (METHODS 2)."""
+
+    rank: int = Field(default=16, ge=1, le=256)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[Literal["to_q", "to_k", "to_v", "to_out.0"], ...] = ("to_q", "to_k", "to_v")
+
+    @model_validator(mode="after")
+    def _targets_named_once(self) -> Self:
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("targets must name at least one projection, each once")
+        return self
+
+
+class LossSpec(Spec):
+    """Terms of the training loss and their weights (METHODS 2)."""
+
+    hf_lambda: float = Field(default=0.5, ge=0)
+    struct_lambda: float = Field(default=0.3, ge=0)
+    struct_loss: Literal["sobel", "ngf"] = "sobel"
+    x0_weighting: Literal["none", "min_snr"] = "min_snr"
+    eps_weighting: Literal["none", "min_snr_gamma"] = "none"
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    offset_noise: float = Field(default=0.1, ge=0, le=1)
+
+
+class SamplerSpec(Spec):
+    """How pairs are drawn (METHODS 2, Sampling)."""
+
+    scheduler: Scheduler = Scheduler.DDIM
+    steps: int = Field(default=50, ge=1, le=1000)
+    guidance_scale: float = Field(default=1.0, ge=1.0, le=30.0)
+    initial_noise: NoiseMode = "shared"
+    step_noise: NoiseMode | None = Field(default=None, description="Noise inside a stochastic sampler; default as initial_noise.")
+    cf_prompt: Prompt = CF_PROMPT
+    fa_prompt: Prompt = FA_PROMPT
+    negative_prompt: str = Field(default="", max_length=1000)
+
+    @property
+    def resolved_step_noise(self) -> NoiseMode:
+        """Mode of the per-step noise."""
+        return self.step_noise or self.initial_noise
+
+
+class TrainSettings(Spec):
+    """All settings of a training run, apart from which data set it uses."""
+
+    method: Method = Method.DUAL_UNET
+    base: BaseName = Field(default="tiny", description="`tiny`, a hub id, or the name of a folder in CFFA_MODELS_DIR.")
+    resolution: Resolution = 512
+    crop_to_common: bool = Field(default=False, description="Crop each pair to the area both modalities saw.")
+    steps: int = Field(default=15_000, ge=1, le=1_000_000)
+    batch_size: int = Field(default=1, ge=1, le=64)
+    gradient_accumulation: int = Field(default=1, ge=1, le=256)
+    learning_rate: float = Field(default=5e-5, gt=0, le=1)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    timesteps: Literal["independent", "shared"] = "independent"
+    modalities: tuple[Literal["cf", "fa"], ...] = ("cf", "fa")
+    lora: LoraSpec = LoraSpec()
+    loss: LossSpec = LossSpec()
+    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0 switches the moving average off.")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    augment: Literal["none", "dihedral"] = "dihedral"
+    colour_variants: int = Field(default=0, ge=0, le=64)
+    holdout: float = Field(default=0.1, ge=0, lt=1, description="Fraction of EYES held out for validation.")
+    validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    preview_every: int = Field(default=500, ge=1)
+    preview_pairs: int = Field(default=10, ge=0, le=64)
+    preview: SamplerSpec = SamplerSpec()
+    cf_prompt: Prompt = CF_PROMPT
+    fa_prompt: Prompt = FA_PROMPT
+    seed: Seed = 42
+
+    @model_validator(mode="after")
+    def _modalities_named_once(self) -> Self:
+        if not self.modalities or len(set(self.modalities)) != len(self.modalities):
+            raise ValueError("modalities must name cf, fa or both, each once")
+        return self
+
+
+class TrainingSpec(TrainSettings):
+    """A training job: settings plus the data set it learns from."""
+
+    kind: Literal[Kind.TRAINING] = Kind.TRAINING
+    dataset_id: Identifier
+
+
+class GenerateSettings(Spec):
+    """All settings of a generation run, apart from which model it uses.
+
+    The job is a fixed grid: part ``p`` holds the pairs ``p * part_size ... min(count, (p+1) * part_size) - 1``, and
+    inside a part every forward has exactly ``batch_size`` rows (the last batch is padded), so that a pair does not
+    depend on its neighbours (DESIGN, Generation).
+    """
+
+    count: int = Field(ge=1, le=1_000_000, description="Number of pairs N.")
+    resolution: Resolution = 512
+    batch_size: int = Field(default=4, ge=1, le=64)
+    part_size: int = Field(default=32, ge=1, le=1024)
+    sampler: SamplerSpec = SamplerSpec()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: Seed = 42
+
+    @property
+    def parts(self) -> int:
+        """Number of parts of the grid."""
+        return -(-self.count // self.part_size)
+
+    def part_range(self, part: int) -> range:
+        """Pair indices of one part."""
+        return range(part * self.part_size, min(self.count, (part + 1) * self.part_size))
+
+
+class GenerationSpec(GenerateSettings):
+    """A generation job: settings plus the model (the product of a finished training job) it samples from."""
+
+    kind: Literal[Kind.GENERATION] = Kind.GENERATION
+    model_id: Identifier
+
+
+JobSpec = Annotated[TrainingSpec | GenerationSpec, Field(discriminator="kind")]
+_JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+
+def parse_spec(raw: dict[str, Any]) -> JobSpec:
+    """Validate a stored or posted spec; raises :class:`InvalidSpec` with one problem per bad field."""
+    try:
+        return _JOB_SPEC.validate_python(raw)
+    except ValidationError as error:
+        problems = tuple(
+            Problem(
+                "/" + "/".join(str(part) for part in item["loc"] if part not in list(Kind)),
+                str(item["type"]),
+                str(item["msg"]),
+            )
+            for item in error.errors()
+        )
+        raise InvalidSpec("the job specification is not valid", problems=problems) from error

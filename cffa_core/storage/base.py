@@ -1,0 +1,79 @@
+"""The object-store protocol and the one place that builds keys.
+
+Objects are immutable: a key is written once. Keys of job products carry the attempt that wrote them, so a stale
+worker can never overwrite a newer one's work; readers follow only what the record points to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """Size in bytes and SHA-256 (hex) of a stored object."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+class ObjectStore(Protocol):
+    """Plain put/get by key; every implementation passes tests/contract/test_object_store.py.
+
+    All methods raise :class:`cffa_core.errors.StorageUnavailable` when the store cannot be reached or is full, and
+    :class:`cffa_core.errors.NotFound` for a missing key.
+    """
+
+    def put_file(self, key: str, path: Path) -> ObjectInfo:
+        """Store a file; visible under ``key`` only when complete and durable."""
+
+    def put_stream(self, key: str, stream: BinaryIO) -> ObjectInfo:
+        """Store a stream of unknown length with bounded memory; visible only when complete and durable."""
+
+    def put_bytes(self, key: str, data: bytes) -> ObjectInfo:
+        """Store a small object."""
+
+    def get_bytes(self, key: str) -> bytes:
+        """Read a small object whole."""
+
+    def open(self, key: str, start: int = 0, length: int | None = None) -> BinaryIO:
+        """Open a byte range for streaming; the caller closes it."""
+
+    def fetch(self, info: ObjectInfo, path: Path) -> None:
+        """Download to ``path``, verifying size and SHA-256; raises ``CorruptArtifact`` and leaves no file if wrong."""
+
+    def size(self, key: str) -> int:
+        """Size in bytes."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys below ``prefix``, in order."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing key is no error."""
+
+    def download_url(self, key: str, *, expires_seconds: int, filename: str) -> str:
+        """A URL that lets anyone who has it GET the object (with Range) until it expires."""
+
+
+def dataset_key(dataset_id: str, name: str) -> str:
+    """Key of one file of a checked data set, e.g. ``cf/m024.png``."""
+    return f"datasets/{dataset_id}/{name}"
+
+
+def part_key(job_id: str, part: int, attempt: int, name: str) -> str:
+    """Key of one file of a generation part."""
+    return f"jobs/{job_id}/parts/{part:05d}/a{attempt}/{name}"
+
+
+def checkpoint_key(job_id: str, step: int, attempt: int, name: str) -> str:
+    """Key of one file of a training checkpoint."""
+    return f"jobs/{job_id}/checkpoints/{step:08d}/a{attempt}/{name}"
+
+
+def result_key(job_id: str, unit: str, attempt: int, name: str) -> str:
+    """Key of one file of a unit's result (archive, model, report, log)."""
+    return f"jobs/{job_id}/{unit}/a{attempt}/{name}"
