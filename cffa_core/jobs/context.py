@@ -40,9 +40,7 @@ class FolderContext:
     Publishing is a rename, so a killed run leaves no half-written part; the newest ``keep`` checkpoints are kept.
     """
 
-    def __init__(
-        self, out: Path, on_progress: Callable[[str, int, int], None] | None = None, *, keep: int = 1
-    ) -> None:
+    def __init__(self, out: Path, on_progress: Callable[[str, int, int], None] | None = None, *, keep: int = 1) -> None:
         self.out = out
         self._on_progress = on_progress
         self._keep = keep

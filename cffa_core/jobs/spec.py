@@ -92,7 +92,9 @@ class SamplerSpec(Spec):
     steps: int = Field(default=50, ge=1, le=1000)
     guidance_scale: float = Field(default=1.0, ge=1.0, le=30.0)
     initial_noise: NoiseMode = "shared"
-    step_noise: NoiseMode | None = Field(default=None, description="Noise inside a stochastic sampler; default as initial_noise.")
+    step_noise: NoiseMode | None = Field(
+        default=None, description="Noise inside a stochastic sampler; default as initial_noise."
+    )
     cf_prompt: Prompt = CF_PROMPT
     fa_prompt: Prompt = FA_PROMPT
     negative_prompt: str = Field(default="", max_length=1000)
