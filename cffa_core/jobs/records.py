@@ -13,7 +13,6 @@ from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind, UnitState
 from cffa_core.storage.base import ObjectInfo
 
-
 T = TypeVar("T")
 
 
