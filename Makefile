@@ -1,0 +1,58 @@
+# The two commands: `make demo` and `make test`. Everything below makes its own environment first.
+#   make demo [DATA=folder-or-zip] [OUT=folder]   the main job, end to end, on this machine
+#   make test                                     unit, contract and API tests
+#   make check                                    format, lint, types, imports, then make test
+#   make lock                                     write requirements/lock.txt anew (needs uv)
+#   make clean                                    remove the environment and caches
+# Settings: PYTHON=python3.12 picks the interpreter, TORCH_INDEX=<url> the package index that torch alone comes from
+# (README, Installation).
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?=
+OUT ?= demo-output
+TORCH_INDEX ?=
+PYTEST_ARGS ?= -n 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check lint types imports install lock clean
+
+demo: install
+	@$(BIN)/cffa demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types imports test
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/lock.txt requirements/torch.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "CFFA needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "[1/4] making an environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/4] installing the locked libraries (about 300 MB, once)"
+	@$(PIP) install --quiet --require-hashes --no-deps -r requirements/lock.txt
+	@echo "[3/4] installing torch (200 MB as CPU build, 3 GB with CUDA; the longest step)"
+	@$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") -r requirements/torch.txt
+	@echo "[4/4] installing CFFA itself"
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock:
+	requirements/lock.sh
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
