@@ -1,0 +1,237 @@
+"""Errors as RFC 9457 problem documents; the one place where typed errors become HTTP status codes.
+
+Routers raise typed errors (``cffa_core.errors`` or the few below that only HTTP can cause) and never build an error
+response themselves. Nothing an unexpected error says leaves the process: it goes to the log, under the request id.
+"""
+
+from __future__ import annotations
+
+import http
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from cffa_core.errors import (
+    Cancelled,
+    CffaError,
+    Conflict,
+    CorruptArtifact,
+    Gone,
+    InvalidDataset,
+    InvalidSpec,
+    LeaseLost,
+    ModelUnavailable,
+    NotEnoughData,
+    NotFound,
+    NumericsMismatch,
+    Problem,
+    StorageUnavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 5
+_log = logging.getLogger("cffa.api")
+
+
+class BadRequest(CffaError):
+    """The request itself is malformed: no JSON, no multipart, a token that is none."""
+
+    code = "bad_request"
+
+
+class Forbidden(CffaError):
+    """The request came from somewhere that may not speak to this API."""
+
+    code = "forbidden"
+
+
+class PayloadTooLarge(CffaError):
+    """The body is larger than this route takes."""
+
+    code = "payload_too_large"
+
+
+class RangeNotSatisfiable(CffaError):
+    """The byte range begins after the end of the object; ``size`` is its size in bytes."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the object has {size} bytes; ask for a range inside it")
+        self.size = size
+
+
+_STATUS: dict[type[CffaError], int] = {
+    BadRequest: 400,
+    Forbidden: 403,
+    NotFound: 404,
+    Conflict: 409,
+    LeaseLost: 409,
+    Cancelled: 409,
+    NumericsMismatch: 409,
+    Gone: 410,
+    PayloadTooLarge: 413,
+    RangeNotSatisfiable: 416,
+    InvalidSpec: 422,
+    InvalidDataset: 422,
+    ModelUnavailable: 422,
+    NotEnoughData: 422,
+    CorruptArtifact: 500,
+    StorageUnavailable: 503,
+}
+_HTTP_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allowed", 413: PayloadTooLarge.code}
+
+
+class ProblemItem(BaseModel):
+    """One finding: where (a JSON pointer into the body, a parameter, or a file of an upload) and what to do."""
+
+    pointer: str = Field(examples=["/count"])
+    code: str = Field(examples=["greater_than_equal"])
+    message: str = Field(examples=["Input should be greater than or equal to 1"])
+
+
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457). ``code`` is stable; ``errors`` lists every finding at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:cffa:problem:invalid_spec",
+                    "title": "Unprocessable Content",
+                    "status": 422,
+                    "detail": "the request is not valid",
+                    "instance": "/v1/generation-jobs",
+                    "code": "invalid_spec",
+                    "retryable": False,
+                    "request_id": "0f8fad5bd9cb469fa16570867728950e",
+                    "errors": [
+                        {
+                            "pointer": "/count",
+                            "code": "greater_than_equal",
+                            "message": "Input should be greater than or equal to 1",
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    retryable: bool
+    request_id: str
+    errors: list[ProblemItem] = []
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI ``responses`` of a route for the problems it may answer with."""
+    schema = {"$ref": "#/components/schemas/ProblemDocument"}
+    return {
+        status: {"description": http.HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def request_id_of(request: Request) -> str:
+    """The id that the request-log middleware gave this request."""
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def response(
+    request: Request,
+    *,
+    status: int,
+    code: str,
+    detail: str,
+    retryable: bool = False,
+    errors: tuple[Problem, ...] = (),
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Build one problem response."""
+    document = ProblemDocument(
+        type=f"urn:cffa:problem:{code}",
+        title=http.HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        code=code,
+        retryable=retryable,
+        request_id=request_id_of(request),
+        errors=[ProblemItem(pointer=item.pointer, code=item.code, message=item.message) for item in errors],
+    )
+    return JSONResponse(document.model_dump(), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def from_typed(request: Request, error: CffaError) -> JSONResponse:
+    """Map a typed error; an unmapped one is a fault of this service and says nothing outside."""
+    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+    if status == 500:
+        _log.error("request %s failed", request_id_of(request), exc_info=error)
+    headers: dict[str, str] = {}
+    if error.retryable:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    return response(
+        request,
+        status=status,
+        code=error.code,
+        detail=error.message,
+        retryable=error.retryable,
+        errors=error.problems,
+        headers=headers,
+    )
+
+
+def from_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Map FastAPI's own validation: bad JSON is 400, anything else 422 with a pointer per finding."""
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        reason = str(found[0].get("ctx", {}).get("error", "not JSON"))
+        return response(request, status=400, code="malformed_json", detail=f"the body is not JSON: {reason}")
+    problems = tuple(Problem(_pointer(item["loc"]), str(item["type"]), str(item["msg"])) for item in found)
+    return response(
+        request, status=422, code=InvalidSpec.code, detail="the request is not valid; see errors", errors=problems
+    )
+
+
+def _pointer(loc: tuple[int | str, ...]) -> str:
+    """``("body", "sampler", "steps")`` -> ``/sampler/steps``; ``("query", "wait")`` -> ``?wait`` (not in the body)."""
+    where, *rest = loc
+    path = "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in rest)
+    marks = {"body": "/", "query": "?", "path": "path:", "header": "header:"}
+    return f"{marks.get(str(where), f'{where}:')}{path}" if rest else ""
+
+
+def from_http(request: Request, error: HTTPException) -> JSONResponse:
+    """Map what the framework raises itself: unknown routes, wrong methods, bodies that could not be read."""
+    status = error.status_code
+    code = _HTTP_CODES.get(status, http.HTTPStatus(status).phrase.lower().replace(" ", "_"))
+    return response(request, status=status, code=code, detail=str(error.detail), headers=dict(error.headers or {}))
+
+
+def unexpected(request: Request) -> JSONResponse:
+    """Answer for an error nobody foresaw; its traceback is in the log under the request id."""
+    return response(
+        request,
+        status=500,
+        code="internal",
+        detail="an unexpected error; the server's log has it under this request_id",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Register the mapping on ``app``."""
+    app.add_exception_handler(CffaError, from_typed)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, from_validation)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, from_http)  # type: ignore[arg-type]

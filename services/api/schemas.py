@@ -1,0 +1,405 @@
+"""What the API says, as pydantic models with examples: the source of the OpenAPI document.
+
+Each model builds itself from a value of the record (``cffa_core.jobs.records``). What may be posted is defined in
+``cffa_core.jobs.spec``; here it only gains the fields that belong to HTTP.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cffa_core.jobs.records import Checkpoint, Counts, Dataset, Event, Job, Model, Progress
+from cffa_core.jobs.spec import GenerationSpec, JobSpec, Kind, TrainingSpec
+from cffa_core.jobs.state import TERMINAL, JobState
+
+JOB = "job_0123456789abcdefghij"
+DATASET = "ds_0123456789abcdefghij"
+MODEL = "mdl_0123456789abcdefghij"
+NOON = "2026-11-21T12:00:00Z"
+SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+Priority = Annotated[int, Field(ge=-100, le=100, description="Among one owner's jobs, higher goes first.")]
+
+
+def _example(value: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+class TrainingJobRequest(TrainingSpec):
+    """A training job as posted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"dataset_id": DATASET, "base": "tiny", "steps": 2000, "batch_size": 1}]}
+    )
+    priority: Priority = 0
+
+    def spec(self) -> TrainingSpec:
+        """The part that is stored and computed."""
+        return TrainingSpec.model_validate(self.model_dump(exclude={"priority"}))
+
+
+class GenerationJobRequest(GenerationSpec):
+    """A generation job as posted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model_id": MODEL, "count": 1000, "seed": 7, "sampler": {"scheduler": "dpm++2m", "steps": 25}}
+            ]
+        }
+    )
+    priority: Priority = 0
+
+    def spec(self) -> GenerationSpec:
+        """The part that is stored and computed."""
+        return GenerationSpec.model_validate(self.model_dump(exclude={"priority"}))
+
+
+class CountsView(BaseModel):
+    """Pairs of a generation job by outcome; all zero for other kinds."""
+
+    requested: int
+    generated: int
+    accepted: int
+    rejected: int
+    failed: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> Self:
+        return cls(
+            requested=counts.requested,
+            generated=counts.generated,
+            accepted=counts.accepted,
+            rejected=counts.rejected,
+            failed=counts.failed,
+        )
+
+
+class ProgressView(BaseModel):
+    """How far a job is; ``eta_seconds`` is null until a rate was measured."""
+
+    stage: str
+    current: int
+    total: int
+    eta_seconds: float | None
+
+    @classmethod
+    def of(cls, progress: Progress) -> Self:
+        return cls(
+            stage=progress.stage, current=progress.current, total=progress.total, eta_seconds=progress.eta_seconds
+        )
+
+
+class JobView(BaseModel):
+    """A job. ``version`` rises with every change and is its ETag; ``entered`` says when it reached each state."""
+
+    model_config = _example(
+        {
+            "id": JOB,
+            "kind": "generation",
+            "state": "running",
+            "terminal": False,
+            "version": 12,
+            "priority": 0,
+            "spec": {"kind": "generation", "model_id": MODEL, "count": 1000, "seed": 7},
+            "spec_version": 1,
+            "created_at": NOON,
+            "entered": {"queued": NOON, "running": NOON},
+            "counts": {"requested": 1000, "generated": 96, "accepted": 0, "rejected": 0, "failed": 0},
+            "progress": {"stage": "generating", "current": 96, "total": 1000, "eta_seconds": 5400.0},
+            "queue_position": None,
+            "reason": None,
+            "error": None,
+            "result": None,
+            "numerics_key": None,
+            "links": {"self": f"/v1/jobs/{JOB}", "pairs": f"/v1/jobs/{JOB}/pairs"},
+        }
+    )
+    id: str
+    kind: Kind
+    state: JobState
+    terminal: bool
+    version: int
+    priority: int
+    spec: JobSpec
+    spec_version: int
+    created_at: datetime
+    entered: dict[JobState, datetime]
+    counts: CountsView
+    progress: ProgressView
+    queue_position: int | None
+    reason: str | None
+    error: dict[str, Any] | None
+    result: dict[str, Any] | None
+    numerics_key: str | None
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        names = ["events", "metrics"]
+        names += ["checkpoints"] if job.kind is Kind.TRAINING else ["pairs", "archives"]
+        here = f"/v1/jobs/{job.id}"
+        return cls(
+            id=job.id,
+            kind=job.kind,
+            state=job.state,
+            terminal=job.state in TERMINAL,
+            version=job.version,
+            priority=job.priority,
+            spec=job.spec,
+            spec_version=job.spec_version,
+            created_at=job.created_at,
+            entered=job.entered,
+            counts=CountsView.of(job.counts),
+            progress=ProgressView.of(job.progress),
+            queue_position=job.queue_position,
+            reason=job.reason,
+            error=job.error,
+            result=job.result,
+            numerics_key=job.numerics_key,
+            links={"self": here} | {name: f"{here}/{name}" for name in names},
+        )
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first; ``next_page_token`` is null on the last page."""
+
+    items: list[JobView]
+    next_page_token: str | None
+
+
+class DatasetView(BaseModel):
+    """A checked data set that was taken in."""
+
+    model_config = _example(
+        {"id": DATASET, "name": "clinic A", "digest": SHA, "pairs": 118, "created_at": NOON, "links": {}}
+    )
+    id: str
+    name: str
+    digest: str
+    pairs: int
+    created_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        here = f"/v1/datasets/{dataset.id}"
+        return cls(
+            id=dataset.id,
+            name=dataset.name,
+            digest=dataset.digest,
+            pairs=dataset.pairs,
+            created_at=dataset.created_at,
+            links={"self": here, "pairs": f"{here}/pairs", "report": f"{here}/report"},
+        )
+
+
+class DatasetList(BaseModel):
+    """One page of data sets, newest first."""
+
+    items: list[DatasetView]
+    next_page_token: str | None
+
+
+class DatasetPair(BaseModel):
+    """One pair of a data set. ``registration`` says how FA came onto CF; URLs are signed and expire."""
+
+    name: str
+    eye: str
+    width: int
+    height: int
+    registration: str
+    residual_px: float | None
+    cf_url: str
+    fa_url: str
+
+
+class DatasetPairList(BaseModel):
+    """One page of a data set's pairs, in its own order."""
+
+    items: list[DatasetPair]
+    next_page_token: str | None
+
+
+class StoredImage(BaseModel):
+    """One PNG of a made pair."""
+
+    name: str = Field(examples=["cf/000017.png"])
+    size: int
+    sha256: str
+    url: str = Field(examples=[f"/v1/jobs/{JOB}/pairs/17/cf.png"])
+
+
+class PairView(BaseModel):
+    """One made pair: its seed and its two images."""
+
+    index: int
+    part: int
+    seed: int
+    cf: StoredImage
+    fa: StoredImage
+    fa_chroma: float | None = Field(description="Mean |a*|, |b*| of FA before it became one channel.")
+
+
+class PairList(BaseModel):
+    """One page of the pairs that are finished, in index order; more appear while the job runs."""
+
+    items: list[PairView]
+    next_page_token: str | None
+
+
+class ArchiveView(BaseModel):
+    """A zip to download. ``number`` is the part it holds, or null for the archive of the whole job."""
+
+    model_config = _example(
+        {
+            "number": 0,
+            "pairs": 32,
+            "filename": f"{JOB}-part-00000.zip",
+            "bytes": 12345678,
+            "sha256": SHA,
+            "url": "http://127.0.0.1:8008/v1/blobs/TOKEN",
+            "expires_at": NOON,
+        }
+    )
+    number: int | None
+    pairs: int
+    filename: str
+    bytes: int
+    sha256: str
+    url: str
+    expires_at: datetime
+
+
+class ArchiveList(BaseModel):
+    """Part archives that are done, and the whole one once the job has succeeded."""
+
+    parts: list[ArchiveView]
+    whole: ArchiveView | None
+    next_page_token: str | None
+
+
+class StoredFileView(BaseModel):
+    """One published file of a model or a checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class CheckpointView(BaseModel):
+    """A checkpoint that can be resumed from."""
+
+    step: int
+    bytes: int
+    files: int
+    created_at: datetime
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        stored = checkpoint.stored.files
+        return cls(
+            step=checkpoint.step,
+            bytes=sum(info.size for info in stored.values()),
+            files=len(stored),
+            created_at=checkpoint.created_at,
+        )
+
+
+class CheckpointList(BaseModel):
+    """Checkpoints of a training job, oldest first."""
+
+    items: list[CheckpointView]
+
+
+class MetricPoint(BaseModel):
+    """Scalars of one step."""
+
+    step: int
+    values: dict[str, float]
+
+
+class MetricList(BaseModel):
+    """Metrics in step order; ask again with ``since_step`` = ``next_since_step`` for newer ones."""
+
+    items: list[MetricPoint]
+    next_since_step: int | None
+
+
+class EventView(BaseModel):
+    """One line of a job's history."""
+
+    model_config = _example({"seq": 3, "at": NOON, "type": "state", "data": {"state": "running"}})
+    seq: int
+    at: datetime
+    type: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls(seq=event.seq, at=event.at, type=event.type, data=event.data)
+
+
+class EventList(BaseModel):
+    """One page of events in order; ``next_after`` continues it and is null when there are no more yet."""
+
+    items: list[EventView]
+    next_after: int | None
+
+
+class ModelView(BaseModel):
+    """A trained model, product of a training job."""
+
+    id: str
+    job_id: str
+    digest: str
+    method: str | None
+    base: str | None
+    step: int | None
+    created_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        here = f"/v1/models/{model.id}"
+        base = model.card.get("base")
+        return cls(
+            id=model.id,
+            job_id=model.job_id,
+            digest=model.digest,
+            method=model.card.get("method"),
+            base=base.get("name") if isinstance(base, dict) else base,
+            step=model.card.get("step"),
+            created_at=model.created_at,
+            links={"self": here, "card": f"{here}/card", "job": f"/v1/jobs/{model.job_id}"},
+        )
+
+
+class ModelDetail(ModelView):
+    """A trained model with its files; URLs are signed and expire."""
+
+    files: list[StoredFileView]
+
+
+class ModelList(BaseModel):
+    """One page of models, newest first."""
+
+    items: list[ModelView]
+    next_page_token: str | None
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class Ready(BaseModel):
+    """Every dependency by name, and whether it works."""
+
+    status: str
+    checks: dict[str, str]
