@@ -42,6 +42,12 @@ class InvalidSpec(CffaError):
     code = "invalid_spec"
 
 
+class InvalidSettings(CffaError):
+    """The settings describe a service that must not or cannot start; the message says which one to change."""
+
+    code = "invalid_settings"
+
+
 class InvalidDataset(CffaError):
     """A data set that was refused as a whole; ``problems`` names every bad file."""
 

@@ -25,6 +25,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8008, ge=0, le=65535)
+    allow_remote: bool = Field(
+        default=False, description="Let the keyless embedded API listen beyond loopback (a container, a trusted network)."
+    )
     public_url: str = Field(default="", description="Address users reach the API under; empty means host:port.")
     blob_secret: SecretStr = Field(
         default=SecretStr(""), description="Key of signed blob URLs; empty means one kept inside `home`."
