@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind, UnitState
 from cffa_core.storage.base import ObjectInfo
 
 T = TypeVar("T")
+
+Order = Literal["continue", "cancel", "pause"]
+"""What a worker is told to do with the unit it holds."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,36 @@ class Model:
     card: dict[str, Any]
     stored: StoredFiles
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """What the commit of a training job's finalize unit says of the model it makes; the record mints the id."""
+
+    digest: str
+    card: dict[str, Any]
+    stored: StoredFiles
+
+
+@dataclass(frozen=True)
+class QueueCounts:
+    """Load of one kind of job: jobs not yet started, jobs under way, units that wait, units that are worked on."""
+
+    queued_jobs: int = 0
+    active_jobs: int = 0
+    waiting_units: int = 0
+    running_units: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker as it registered; ``idle_seconds`` since it was last heard of, by the database's clock."""
+
+    id: str
+    info: dict[str, Any]
+    started_at: datetime
+    seen_at: datetime
+    idle_seconds: float
 
 
 @dataclass(frozen=True)
