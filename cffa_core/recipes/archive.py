@@ -1,0 +1,268 @@
+"""Zip archives of generated pairs: written, merged, verified; the same pairs and header give the same bytes.
+
+Members are stored (PNG does not deflate), in index order (``cf/000000.png``, ``fa/000000.png``, ...), with fixed
+timestamps and attributes, and ``manifest.json`` last. The manifest carries the header it was given (spec, model digest,
+numerics key) and size and SHA-256 of every image; ids, object keys, attempts and clock times never enter. Pixels stream
+through; what grows with the number of pairs is one small directory entry each. Nothing here knows jobs or storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from cffa_core.errors import CorruptArtifact
+
+FORMAT = "cffa-archive/1"
+MANIFEST = "manifest.json"
+MODALITIES = ("cf", "fa")
+
+_CHUNK = 1 << 20
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_FILE_MODE = 0o100644 << 16
+_UNIX = 3
+_LOCAL_HEADER = 30
+_CENTRAL_HEADER = 46
+_ENDINGS = (22, 98)  # end of central directory, without and with its zip64 form
+
+
+def write_part_archive(folder: Path, zip_path: Path, header: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Archive one part folder, as ``generate_part`` leaves it; return its index.
+
+    The index is ``{"size", "sha256", "pairs": [...]}`` of the zip, each pair as in ``part.json`` with, per modality,
+    ``name``, ``offset``, ``size`` and ``sha256``: the image is the byte range ``offset .. offset + size - 1`` of the
+    zip. Raises ``CorruptArtifact`` if a file is missing or is not what ``part.json`` says.
+    """
+    pairs = _read_pairs((folder / "part.json").read_bytes(), "part.json")
+    with _new_archive(zip_path) as archive:
+        for entry in _files(pairs):
+            path = folder / entry["name"]
+            if not path.is_file():
+                raise CorruptArtifact(f"part.json names {entry['name']}, which is not in the part's folder")
+            with path.open("rb") as source:
+                _copy_member(archive, entry, source, "part.json")
+        _write_manifest(archive, header or {}, (_line(pair) for pair in pairs))
+    offsets = {name: offset for name, offset, _ in _member_ranges(zip_path)}
+    indexed = [
+        {**pair, **{modality: {**pair[modality], "offset": offsets[pair[modality]["name"]]} for modality in MODALITIES}}
+        for pair in pairs
+    ]
+    return {"size": zip_path.stat().st_size, "sha256": _file_sha256(zip_path), "pairs": indexed}
+
+
+def merge_archives(part_zips: Iterable[Path], zip_path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Join part archives, in the order given, into one archive of the whole job; return ``{"pairs", "manifest"}``.
+
+    ``part_zips`` may be a generator that fetches each part when asked and removes it afterwards: a part is read once.
+    ``pairs`` is their number, ``manifest`` the name, offset, size and SHA-256 of the new manifest. Every image is
+    checked against its part's manifest on the way. Raises ``CorruptArtifact`` if bytes differ or indices do not rise.
+    """
+    count, last = 0, -1
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=zip_path.parent) as lines,
+        _new_archive(zip_path) as archive,
+    ):
+        for part_zip in part_zips:
+            with _opened(part_zip) as part:
+                for pair in _read_pairs(_member_bytes(part, MANIFEST, part_zip), f"manifest of {part_zip.name}"):
+                    if pair["index"] <= last:
+                        raise CorruptArtifact(f"{part_zip.name}: pair {pair['index']} comes after pair {last}")
+                    for entry in _files([pair]):
+                        with _member(part, entry["name"], part_zip) as source:
+                            _copy_member(archive, entry, source, part_zip.name)
+                    lines.write(_line(pair) + "\n")
+                    count, last = count + 1, pair["index"]
+        lines.seek(0)
+        manifest = _write_manifest(archive, header, (line.rstrip("\n") for line in lines))
+    offset = next(offset for name, offset, _ in _member_ranges(zip_path) if name == MANIFEST)
+    return {"pairs": count, "manifest": {**manifest, "offset": offset}}
+
+
+def verify_archive(path: Path) -> dict[str, Any]:
+    """Check an archive of pairs completely; return its manifest.
+
+    Every image the manifest names must be there with the right size and SHA-256, in order, and nothing else may be in
+    the file: no further member, no bytes before, between or behind members. Raises ``CorruptArtifact`` otherwise.
+    """
+    with _opened(path) as archive:
+        raw = _member_bytes(archive, MANIFEST, path)
+        pairs = _read_pairs(raw, f"manifest of {path.name}")
+        expected = [entry["name"] for entry in _files(pairs)] + [MANIFEST]
+        names = archive.namelist()
+        if names != expected:
+            odd = sorted(set(names) ^ set(expected)) or ["the order of members"]
+            raise CorruptArtifact(f"{path.name}: the manifest and the members differ: {', '.join(odd[:5])}")
+        for entry in _files(pairs):
+            with _member(archive, entry["name"], path) as source:
+                _verify(source, entry, path.name)
+    _refuse_stowaways(path)
+    manifest: dict[str, Any] = json.loads(raw)
+    return manifest
+
+
+def _files(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The image entries of ``pairs`` in archive order."""
+    for pair in pairs:
+        for modality in MODALITIES:
+            yield pair[modality]
+
+
+def _read_pairs(raw: bytes, what: str) -> list[dict[str, Any]]:
+    """The pairs of a part.json or manifest, refused unless each entry has the fields and the name it must have."""
+    try:
+        pairs = json.loads(raw)["pairs"]
+        for pair in pairs:
+            for modality in MODALITIES:
+                entry = pair[modality]
+                if entry["name"] != f"{modality}/{pair['index']:06d}.png":
+                    raise CorruptArtifact(f"{what}: {entry['name']!r} is not the name of pair {pair['index']}")
+                if not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
+                    raise TypeError(f"size or sha256 of {entry['name']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{what} is not readable: {error}") from error
+    found: list[dict[str, Any]] = pairs
+    return found
+
+
+def _line(pair: Mapping[str, Any]) -> str:
+    """One pair as one line of a manifest; a zip offset, if any, is a matter of one zip and stays out."""
+    kept = {key: value for key, value in pair.items() if key not in MODALITIES}
+    for modality in MODALITIES:
+        kept[modality] = {key: pair[modality][key] for key in ("name", "sha256", "size")}
+    return json.dumps(kept, sort_keys=True, separators=(",", ":"))
+
+
+@contextmanager
+def _new_archive(zip_path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive that gets its name only when it is complete."""
+    partial = zip_path.with_name(f"{zip_path.name}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            yield archive
+        partial.replace(zip_path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _new_member(name: str, size: int) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, _EPOCH)
+    member.create_system = _UNIX
+    member.external_attr = _FILE_MODE
+    member.file_size = size
+    return member
+
+
+def _copy_member(archive: zipfile.ZipFile, entry: Mapping[str, Any], source: IO[bytes], where: str) -> None:
+    with archive.open(_new_member(entry["name"], entry["size"]), "w") as target:
+        _verify(source, entry, where, target)
+
+
+def _verify(source: IO[bytes], entry: Mapping[str, Any], where: str, target: IO[bytes] | None = None) -> None:
+    """Read ``source`` to its end, checking size and digest; copy to ``target``, if given, on the way."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            if target is not None and size <= entry["size"]:
+                target.write(chunk)
+    except zipfile.BadZipFile as error:
+        raise CorruptArtifact(f"{where}: {entry['name']}: {error}") from error
+    if size != entry["size"] or digest.hexdigest() != entry["sha256"]:
+        raise CorruptArtifact(f"{where}: {entry['name']} does not have the recorded size and sha256")
+
+
+def _write_manifest(archive: zipfile.ZipFile, header: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]:
+    """Write manifest.json: the header's fields one per line, sorted, then one pair per line. Return its entry."""
+    if clash := {"format", "pairs"} & set(header):
+        raise ValueError(f"the header may not carry {', '.join(sorted(clash))}")
+    fields = {"format": FORMAT, **header}
+    digest, size = hashlib.sha256(), 0
+    with archive.open(_new_member(MANIFEST, 0), "w") as target:
+        for chunk in _manifest_chunks(fields, lines):
+            raw = chunk.encode()
+            digest.update(raw)
+            size += len(raw)
+            target.write(raw)
+    return {"name": MANIFEST, "size": size, "sha256": digest.hexdigest()}
+
+
+def _manifest_chunks(fields: Mapping[str, Any], lines: Iterable[str]) -> Iterator[str]:
+    yield "{\n"
+    for key in sorted(fields):
+        yield f"{json.dumps(key)}: {json.dumps(fields[key], sort_keys=True)},\n"
+    yield '"pairs": ['
+    separator = "\n"
+    for line in lines:
+        yield f"{separator}{line}"
+        separator = ",\n"
+    yield "\n]\n}\n"
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CorruptArtifact(f"{path.name} is not a readable zip archive: {error}") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> IO[bytes]:
+    """Open a stored, plain member; anything else was not written here."""
+    try:
+        info = archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
+            raise CorruptArtifact(f"{path.name}: {name} is compressed or encrypted")
+        return archive.open(info)
+    except (KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise CorruptArtifact(f"{path.name}: {name} cannot be read: {error}") from error
+
+
+def _member_bytes(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    with _member(archive, name, path) as member:
+        try:
+            return member.read()
+        except zipfile.BadZipFile as error:
+            raise CorruptArtifact(f"{path.name}: {name}: {error}") from error
+
+
+def _member_ranges(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and size of each member's data, in the order they stand in the file."""
+    with _opened(path) as archive, path.open("rb") as raw:
+        for info in sorted(archive.infolist(), key=lambda member: member.header_offset):
+            raw.seek(info.header_offset)
+            head = raw.read(_LOCAL_HEADER)
+            if len(head) < _LOCAL_HEADER:
+                raise CorruptArtifact(f"{path.name}: {info.filename} has no header")
+            name_length, extra_length = struct.unpack("<HH", head[26:30])
+            yield info.filename, info.header_offset + _LOCAL_HEADER + name_length + extra_length, info.compress_size
+
+
+def _refuse_stowaways(path: Path) -> None:
+    """Raise ``CorruptArtifact`` if bytes stand in the file that belong to no member and no directory."""
+    end = 0
+    with _opened(path) as archive:
+        entries = archive.infolist()
+        ranges = list(_member_ranges(path))
+        for info, (name, offset, size) in zip(
+            sorted(entries, key=lambda member: member.header_offset), ranges, strict=True
+        ):
+            if info.header_offset != end or info.comment:
+                raise CorruptArtifact(f"{path.name}: there are foreign bytes at {name}")
+            end = offset + size
+        directory = sum(
+            _CENTRAL_HEADER + len(info.orig_filename.encode()) + len(info.extra) + len(info.comment) for info in entries
+        )
+    if path.stat().st_size - end - directory not in _ENDINGS:
+        raise CorruptArtifact(f"{path.name}: there are foreign bytes behind the last member")
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
