@@ -1,0 +1,284 @@
+"""Base models: load a Stable-Diffusion-layout folder and turn prompts and images into what the UNet works on.
+
+One code path for the shipped `tiny` base, a team's own folder and SD 1.5 from the hub (METHODS 1). Only safetensors are
+read. Knows nothing of LoRA, losses or sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from cffa_core.errors import InvalidSpec, ModelUnavailable, Problem
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+SHIPPED = Path(__file__).resolve().parent.parent / "assets"
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_UNET_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+# Part -> the files that decide its numbers; variants (fp16, non_ema) and pickles are neither read nor downloaded.
+PARTS: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "text_encoder": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
+    "vae": _UNET_FILES,
+    "unet": _UNET_FILES,
+    "scheduler": ("scheduler_config.json",),
+}
+_PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base. The UNet is in ``dtype``; text encoder and VAE stay in float32, since they run once per image.
+
+    ``digest`` is the SHA-256 over the digests of all files read; a trained model names it, and is refused on another
+    base. All weights are frozen.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler_config: dict[str, Any]
+    scaling_factor: float
+    shift_factor: float
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent (4 for SD 1.5)."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def latent_stride(self) -> int:
+        """Pixels of the image per latent cell and side (8 for SD 1.5)."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """Shape ``(C, H/8, W/8)`` of the latent of a square image; raises ``InvalidSpec`` if it does not divide."""
+        if resolution % self.latent_stride:
+            message = f"resolution {resolution} is not divisible by {self.latent_stride}"
+            raise InvalidSpec(message, problems=(Problem("/resolution", "not_divisible", message),))
+        side = resolution // self.latent_stride
+        return (self.latent_channels, side, side)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Encode prompts to ``(B, 77, C)`` float32 (the text encoder's last hidden states).
+
+        Raises ``InvalidSpec`` for a prompt longer than the tokenizer's limit: its end would be dropped silently.
+        """
+        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        for prompt in prompts:
+            length = len(self.tokenizer(prompt, verbose=False).input_ids)
+            if length > limit:
+                message = f"the prompt has {length} tokens, this base takes {limit}: {prompt[:60]!r}"
+                raise InvalidSpec(message, problems=(Problem("/prompt", "prompt_too_long", message),))
+        # One prompt per call: the embedding of a prompt must not depend on which others were asked for.
+        rows = []
+        for prompt in prompts:
+            tokens = self.tokenizer([prompt], padding="max_length", max_length=limit, return_tensors="pt")
+            rows.append(self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+        return torch.cat(rows).float()
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode ``(B, 3, H, W)`` in [-1, 1] to the moments ``(mean, logvar)``, each ``(B, 4, H/8, W/8)`` float32.
+
+        Both are of the SCALED latent: ``x0 = mean + exp(logvar / 2) * randn`` is what the UNet sees.
+        """
+        distribution = self.vae.encode(images.to(self.device, torch.float32)).latent_dist
+        mean = (distribution.mean - self.shift_factor) * self.scaling_factor
+        return mean, distribution.logvar + 2 * math.log(self.scaling_factor)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode scaled latents ``(B, 4, H/8, W/8)`` to images ``(B, 3, H, W)``, float32, clamped to [-1, 1]."""
+        unscaled = latents.to(self.device, torch.float32) / self.scaling_factor + self.shift_factor
+        images: torch.Tensor = self.vae.decode(unscaled).sample
+        return images.clamp(-1, 1)
+
+
+def load_base(
+    ref: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | Precision = torch.float32,
+    models_dir: Path | None = None,
+) -> Base:
+    """Load a base: ``"tiny"``, the name of a folder in ``models_dir``, a local folder, or a hub id.
+
+    Raises :class:`ModelUnavailable`, naming what is missing, when the base cannot be had or is not usable.
+    """
+    folder, name = find_base(ref, models_dir=models_dir)
+    files = _files(folder)
+    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
+    prediction = scheduler_config.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise ModelUnavailable(f"base {name!r} predicts {prediction!r}; only bases that predict epsilon are supported")
+    target, unet_dtype = torch.device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
+    with _quiet():
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        text_encoder = _weights(CLIPTextModel, folder / "text_encoder", dtype=torch.float32)
+        vae = _weights(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
+        unet = _weights(UNet2DConditionModel, folder / "unet", torch_dtype=unet_dtype)
+    if unet.config.in_channels != vae.config.latent_channels or unet.config.out_channels != unet.config.in_channels:
+        raise ModelUnavailable(f"base {name!r}: the UNet's channels do not fit the VAE's latents")
+    for module in (text_encoder, vae, unet):
+        module.requires_grad_(False).eval().to(target)
+    return Base(
+        name=name,
+        folder=folder,
+        digest=_digest(folder, files),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        unet=unet,
+        scheduler_config=scheduler_config,
+        scaling_factor=float(vae.config.scaling_factor),
+        shift_factor=float(getattr(vae.config, "shift_factor", None) or 0.0),
+        device=target,
+        dtype=unet_dtype,
+    )
+
+
+def find_base(ref: str | Path, *, models_dir: Path | None = None) -> tuple[Path, str]:
+    """Return the folder of a base (downloaded if it is a hub id) and the name to call it by."""
+    if isinstance(ref, Path) or ref.startswith(("/", "./", "../", "~")):
+        folder = Path(ref).expanduser()
+        if not folder.is_dir():
+            raise ModelUnavailable(f"there is no base model folder at {folder}")
+        return folder, folder.resolve().name
+    if ref == "tiny":
+        if not (SHIPPED / ref).is_dir():
+            raise ModelUnavailable("the shipped base `tiny` is missing from this installation")
+        return SHIPPED / ref, ref
+    if models_dir is not None:
+        inside = (models_dir / ref).resolve()
+        if inside != models_dir.resolve() and inside.is_relative_to(models_dir.resolve()) and inside.is_dir():
+            return inside, ref
+    if Path(ref).is_dir():
+        return Path(ref), Path(ref).resolve().name
+    if not HUB_ID.fullmatch(ref):
+        raise ModelUnavailable(f"no base model {ref!r}: not `tiny`, not a folder, not a hub id such as owner/name")
+    return _download(ref), ref
+
+
+def base_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the digests of the files that :func:`load_base` would read from ``folder``."""
+    return _digest(folder, _files(folder))
+
+
+def _download(ref: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [f"{part}/{pattern}" for part, names in PARTS.items() for pattern in names]
+    ignored = ["*.fp16*.safetensors", "*.non_ema*.safetensors"]
+    try:
+        return Path(snapshot_download(ref, allow_patterns=patterns, ignore_patterns=ignored))
+    except LocalEntryNotFoundError as error:
+        raise ModelUnavailable(
+            f"base {ref!r} is not in the local cache and the hub cannot be reached; download it on a machine with "
+            "access, or put its folder into CFFA_MODELS_DIR"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelUnavailable(f"base {ref!r} could not be downloaded: {error}") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a base that are read; raises ``ModelUnavailable`` naming every missing part."""
+    found: dict[str, list[Path]] = {}
+    for part, patterns in PARTS.items():
+        paths = {path for pattern in patterns for path in (folder / part).glob(pattern)}
+        found[part] = sorted(
+            path for path in paths if path.suffix != ".safetensors" or _PLAIN_WEIGHTS.fullmatch(path.name)
+        )
+    missing = []
+    for part, kept in found.items():
+        names = {path.name for path in kept}
+        if part == "tokenizer":
+            complete = "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
+        elif part == "scheduler":
+            complete = bool(names)
+        else:
+            complete = "config.json" in names and any(name.endswith(".safetensors") for name in names)
+        if not complete:
+            missing.append(part)
+    if missing:
+        raise ModelUnavailable(
+            f"the base model folder {folder.name!r} lacks {', '.join(missing)} "
+            f"(each part needs its configuration, and weights as safetensors)"
+        )
+    return [path for kept in found.values() for path in kept]
+
+
+def _weights(kind: Any, folder: Path, **options: Any) -> Any:
+    """Load one model strictly: a weight that the file lacks would otherwise be random."""
+    try:
+        model, report = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelUnavailable(f"the {folder.name} of base {folder.parent.name!r} cannot be loaded: {error}") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ModelUnavailable(f"the {folder.name} of base {folder.parent.name!r} lacks weights: {absent[:5]}")
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"{path.parent.name}/{path.name} of the base cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelUnavailable(f"{path.parent.name}/{path.name} of the base is not a JSON object")
+    return content
+
+
+def _digest(folder: Path, files: Sequence[Path]) -> str:
+    lines = [f"{path.relative_to(folder).as_posix()} {_file_digest(path)}\n" for path in files]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    status = path.stat()
+    return _hash(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash(path: str, size: int, mtime_ns: int) -> str:
+    """Digest of a file, remembered as long as size and time stay: SD 1.5 is 4 GB and is loaded once per job."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' loading bars off the terminal; the caller reports progress in its own words."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,140 @@
+"""Loading a base: what it gives, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cffa_core.errors import InvalidSpec, ModelUnavailable
+from cffa_core.models.base import Base, base_digest, load_base
+
+
+def test_prompts_become_one_row_per_prompt(base: Base) -> None:
+    rows = base.encode_prompts(["disc", "a macula", ""])
+    assert rows.shape == (3, 77, 32)
+    assert rows.dtype == torch.float32
+
+
+def test_an_embedding_does_not_depend_on_other_prompts(base: Base) -> None:
+    assert torch.equal(base.encode_prompts(["disc", "a macula"])[1:], base.encode_prompts(["a macula"]))
+
+
+def test_a_prompt_over_the_limit_is_refused_not_cut(base: Base) -> None:
+    base.encode_prompts(["a" * 75])
+    with pytest.raises(InvalidSpec, match="78 tokens, this base takes 77"):
+        base.encode_prompts(["a" * 76])
+
+
+def test_moments_are_those_of_the_scaled_latent(base: Base) -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, logvar = base.encode_images(images)
+    raw = base.vae.encode(images).latent_dist
+    assert mean.shape == logvar.shape == (2, 4, 8, 8)
+    torch.testing.assert_close(mean, raw.mean * 0.18215)
+    torch.testing.assert_close(torch.exp(logvar / 2), raw.std * 0.18215)
+
+
+def test_decode_undoes_the_scaling(base: Base) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(base.decode(latents), base.vae.decode(latents / 0.18215).sample.clamp(-1, 1))
+
+
+def test_only_the_unet_takes_the_precision_and_all_is_frozen(base_folder: Path) -> None:
+    half = load_base(base_folder, dtype="bf16")
+    assert half.unet.dtype == torch.bfloat16
+    assert half.vae.dtype == half.text_encoder.dtype == torch.float32
+    assert not any(p.requires_grad for part in (half.unet, half.vae, half.text_encoder) for p in part.parameters())
+
+
+def test_latent_shape(base: Base) -> None:
+    assert base.latent_shape(512) == (4, 64, 64)
+    with pytest.raises(InvalidSpec, match="not divisible by 8"):
+        base.latent_shape(100)
+
+
+def test_a_name_in_models_dir_is_found(base_folder: Path) -> None:
+    found = load_base(base_folder.name, models_dir=base_folder.parent)
+    assert (found.name, found.folder) == (base_folder.name, base_folder.resolve())
+
+
+def test_a_name_cannot_leave_models_dir(base_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable):
+        load_base(f"inner/../../{base_folder.name}", models_dir=base_folder.parent / "inner")
+
+
+def test_missing_parts_are_all_named(base_folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(base_folder, tmp_path / "broken")
+    shutil.rmtree(broken / "scheduler")
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match="lacks vae, scheduler"):
+        load_base(broken)
+
+
+def test_a_pickled_weight_file_is_not_taken(base_folder: Path, tmp_path: Path) -> None:
+    pickled = shutil.copytree(base_folder, tmp_path / "pickled")
+    weights = pickled / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelUnavailable, match="lacks unet"):
+        load_base(pickled)
+
+
+def test_a_truncated_weight_file_is_named(base_folder: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(base_folder, tmp_path / "cut")
+    weights = cut / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelUnavailable, match="unet of base 'cut'"):
+        load_base(cut)
+
+
+def test_weights_that_the_file_lacks_are_not_invented(base_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    thin = shutil.copytree(base_folder, tmp_path / "thin")
+    path = thin / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.conv_in.bias"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ModelUnavailable, match="encoder.conv_in.bias"):
+        load_base(thin)
+
+
+def test_a_base_that_does_not_predict_noise_is_refused(base_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(base_folder, tmp_path / "velocity")
+    path = other / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(ModelUnavailable, match="v_prediction"):
+        load_base(other)
+
+
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [
+        ("no-such-base", "no base model"),
+        ("./no-such-folder", "no base model folder"),
+        ("nobody-at-all/nothing", "not in the local cache"),
+    ],
+)
+def test_what_cannot_be_found_is_said_plainly(ref: str, says: str) -> None:
+    with pytest.raises(ModelUnavailable, match=says):
+        load_base(ref)
+
+
+def test_the_digest_follows_content_not_place_or_company(base_folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(base_folder, tmp_path / "moved")
+    (moved / "README.md").write_text("a model card")
+    (moved / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"a variant that is not read")
+    assert base_digest(moved) == base_digest(base_folder)
+    config = moved / "unet" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert base_digest(moved) != base_digest(base_folder)
+
+
+def test_logvar_shift_is_the_square_of_the_scale(base: Base) -> None:
+    images = torch.zeros(1, 3, 64, 64)
+    shift = base.encode_images(images)[1] - base.vae.encode(images).latent_dist.logvar
+    assert shift.mean().item() == pytest.approx(math.log(0.18215**2), rel=1e-5)
