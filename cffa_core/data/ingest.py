@@ -1,65 +1,52 @@
 """From a folder or zip that somebody sent to a checked data set: every problem named at once, nothing extracted.
 
-The work is split: ``sources`` streams members, ``layouts`` finds pairs among their names, ``decoding`` decodes images in a
-limited child, ``registration`` warps FA onto CF, ``field_of_view`` finds valid regions. Nothing here knows torch, HTTP
-or the object store.
+The work is split: ``sources`` streams members, ``layouts`` finds pairs among their names, ``decoding`` decodes images
+in a limited child, ``registration`` warps FA onto CF, ``field_of_view`` finds valid regions, ``dataset_folder`` writes.
+Nothing here knows torch, HTTP or the object store.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import cv2
 import numpy as np
-import numpy.typing as npt
 
-from cffa_core.errors import Problem
+from cffa_core.data import dataset_folder
+from cffa_core.data.contracts import Bytes, CheckedPair, Layout, Limits, Mask, PairImages, Registration
+from cffa_core.data.decoding import Decoder, Refused
+from cffa_core.data.field_of_view import field_of_view
+from cffa_core.data.layouts import Candidate, Found, find_pairs
+from cffa_core.data.registration import BadLandmarks, Points, fit, parse_points, warp
+from cffa_core.data.sources import Source, open_source
+from cffa_core.errors import InvalidDataset, Problem
 
-Registration = Literal["given", "homography", "affine"]
-Layout = Literal["folders", "cases", "csv", "unknown"]
+__all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registration", "check", "open_pairs", "write"]
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What a source may hold. Sizes are bytes, sides pixels."""
-
-    max_members: int = 20_000
-    max_total_bytes: int = 32 * 2**30
-    max_member_bytes: int = 512 * 2**20
-    max_ratio: float = 200.0
-    max_pixels: int = 64_000_000
-    min_side: int = 32
-    decode_seconds: int = 60
-
-
-@dataclass(frozen=True)
-class CheckedPair:
-    """One pair that passed: CF and FA of the same eye on one pixel grid of ``width`` x ``height``."""
-
-    name: str
-    eye: str
-    width: int
-    height: int
-    registration: Registration
-    residual_px: float | None
-
-
-@dataclass(frozen=True)
-class PairImages:
-    """Pixels of one pair: ``cf`` (H, W, 3) u8 RGB, ``fa`` (H, W) u8, ``valid_cf`` and ``valid_fa`` (H, W) bool."""
-
-    cf: npt.NDArray[np.uint8]
-    fa: npt.NDArray[np.uint8]
-    valid_cf: npt.NDArray[np.bool_]
-    valid_fa: npt.NDArray[np.bool_]
+MIN_PAIRS = 2
+KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writing it does not decode them again
+NOTES = {
+    "palette": "stored with a palette; its colours are used",
+    "alpha": "has a transparent channel; what is transparent counts as not seen",
+    "sixteen_bit": "16 bits per pixel; scaled to 8",
+    "multi_page": "more than one page; the first is used",
+    "grey_cf": "the CF has no colour; its grey is used for all three channels",
+    "colour_fa": "the FA has colour; its luminance is used",
+    "no_overlap": "CF and FA saw no common area; the pair carries no alignment",
+    "few_good_points": "fewer than half of the landmarks agree with the registration",
+}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Result of :func:`check`: the pairs that passed, and everything that was wrong or odd.
+    """Result of :func:`check`: the pairs that passed, what was wrong (``problems``) and what was odd (``warnings``).
 
-    ``digest`` is a SHA-256 over names, eyes, pixels and valid regions of all pairs. ``report()`` is JSON-ready.
+    ``digest`` is a SHA-256 over names, eyes, pixels and valid regions of all pairs; the same pairs in another layout,
+    folder or zip have the same digest.
     """
 
     source: Path
@@ -68,29 +55,309 @@ class Checked:
     problems: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
     digest: str
+    limits: Limits = field(default_factory=Limits)
+    candidates: tuple[Candidate, ...] = field(default=(), repr=False)
+    kept: dict[str, PairImages] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
         """True if :func:`write` would take it in."""
         return not self.problems
 
-    def images(self, pair: CheckedPair) -> PairImages:
-        """Decode one pair (again)."""
-        raise NotImplementedError
+    @property
+    def eyes(self) -> int:
+        """Number of different eyes."""
+        return len({pair.eye for pair in self.pairs})
+
+    def decoded(self) -> Iterator[tuple[CheckedPair, PairImages]]:
+        """Each pair with its pixels, one at a time; large sets are read and decoded again.
+
+        Raises ``InvalidDataset`` if the source is no longer what was checked.
+        """
+        if len(self.kept) == len(self.pairs):
+            yield from ((pair, self.kept[pair.name]) for pair in self.pairs)
+            return
+        digest = _Digest()
+        changed = f"{self.source} changed while it was read"
+        with open_source(self.source, self.limits) as source, Decoder(self.limits) as decoder:
+            for pair, candidate in zip(self.pairs, self.candidates, strict=True):
+                made, problems = _PairCheck(source, decoder, candidate).run()
+                if made is None:
+                    raise InvalidDataset(changed, problems=tuple(problems))
+                digest.add(pair, made[1])
+                yield pair, made[1]
+        if digest.hexdigest() != self.digest:
+            raise InvalidDataset(changed)
 
     def report(self) -> dict[str, Any]:
         """JSON-ready: ok, layout, digest, counts, pairs, problems and warnings (pointer, code, message)."""
-        raise NotImplementedError
+        return {
+            "ok": self.ok,
+            "layout": self.layout,
+            "digest": self.digest,
+            "counts": {
+                "pairs": len(self.pairs),
+                "eyes": self.eyes,
+                "problems": len(self.problems),
+                "warnings": len(self.warnings),
+            },
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "problems": [asdict(problem) for problem in self.problems],
+            "warnings": [asdict(warning) for warning in self.warnings],
+        }
 
 
-def check(source: Path, limits: Limits | None = None, *, eye_pattern: str | None = None) -> Checked:
-    """Check a folder or zip in any of the three layouts (METHODS 1). Raises ``NotFound`` if ``source`` is absent."""
-    raise NotImplementedError
+def check(
+    source: Path,
+    limits: Limits | None = None,
+    *,
+    eye_pattern: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Checked:
+    """Check a folder or zip in any of the three layouts (METHODS 1); never raises for what is inside.
+
+    ``eye_pattern`` is a regular expression searched in each pair's name; the groups that matched, joined, are the eye
+    (the whole match if it has no group). An ``eyes.csv`` or an eye column goes before it; without either each pair is
+    an eye of its own. Raises ``NotFound`` if there is nothing at ``source``.
+    """
+    limits = limits or Limits()
+    digest = _Digest()
+    passed: list[tuple[CheckedPair, Candidate]] = []
+    kept: dict[str, PairImages] = {}
+    with open_source(source, limits) as opened, Decoder(limits) as decoder:
+        found = _find(opened)
+        eyes = _eyes(found, decoder, eye_pattern)
+        for index, candidate in enumerate(found.candidates):
+            made, problems = _PairCheck(opened, decoder, candidate, found.warnings).run()
+            found.problems += problems
+            if made is not None:
+                pair = dataset_folder.with_eye(made[0], eyes[candidate.name])
+                digest.add(pair, made[1])
+                passed.append((pair, candidate))
+                if sum(images.nbytes for images in kept.values()) + made[1].nbytes <= KEPT_BYTES:
+                    kept[pair.name] = made[1]
+            if on_progress is not None:
+                on_progress(index + 1, len(found.candidates))
+    wrong = _in_order(found.problems)
+    if len(passed) < MIN_PAIRS:
+        message = f"{len(passed)} valid pairs; a data set needs at least {MIN_PAIRS}"
+        wrong = (*wrong, Problem("", "too_few_pairs", message))
+    return Checked(
+        source=source,
+        layout=found.layout,
+        pairs=tuple(pair for pair, _ in passed),
+        problems=wrong,
+        warnings=_in_order(found.warnings),
+        digest=digest.hexdigest(),
+        limits=limits,
+        candidates=tuple(candidate for _, candidate in passed),
+        kept=kept,
+    )
 
 
 def write(checked: Checked, folder: Path) -> dict[str, Any]:
     """Write the checked data set below ``folder``; return the content of its dataset.json.
 
-    Raises ``InvalidDataset`` with all problems; then nothing is written.
+    Raises ``InvalidDataset`` with all problems if there is any; then nothing is written.
     """
-    raise NotImplementedError
+    if not checked.ok:
+        count = len(checked.problems)
+        raise InvalidDataset(
+            f"{checked.source.name}: {count} problem(s), nothing was taken in", problems=checked.problems
+        )
+    return dataset_folder.write(folder, checked.digest, checked.decoded())
+
+
+def open_pairs(
+    path: Path, *, eye_pattern: str | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[str, list[CheckedPair], Iterator[tuple[CheckedPair, PairImages]]]:
+    """Digest, pairs and (one at a time) pixels of a checked folder or of a raw source, at native resolution.
+
+    ``eye_pattern`` as in :func:`check`; on a checked folder it replaces the eyes of the index where it matches. Raises
+    ``InvalidDataset`` with all problems, ``NotFound``, or ``CorruptArtifact`` for a damaged checked folder.
+    """
+    if not dataset_folder.is_dataset_folder(path):
+        checked = check(path, eye_pattern=eye_pattern, on_progress=on_progress)
+        if not checked.ok:
+            raise InvalidDataset(f"{path}: {len(checked.problems)} problem(s)", problems=checked.problems)
+        return checked.digest, list(checked.pairs), checked.decoded()
+    digest, pairs = dataset_folder.read_index(path)
+    if eye_pattern is not None:
+        with Decoder(Limits()) as decoder:
+            matched = decoder.eyes(eye_pattern, [pair.name for pair in pairs])
+        if isinstance(matched, Refused):
+            raise InvalidDataset(matched.message, problems=(Problem("/eye_pattern", matched.code, matched.message),))
+        pairs = [dataset_folder.with_eye(pair, eye or pair.eye) for pair, eye in zip(pairs, matched, strict=True)]
+    return digest, pairs, dataset_folder.read_pairs(path, pairs)
+
+
+def _find(source: Source) -> Found:
+    """Layout and candidates of a source, with the source's own problems in front."""
+    if not source.names:
+        empty = () if source.problems else (Problem("", "empty_archive", "there are no files in it"),)
+        return Found("unknown", problems=[*source.problems, *empty])
+    found = find_pairs(source.names, source.read)
+    found.problems[:0] = source.problems
+    names = dataset_folder.safe_names([candidate.name for candidate in found.candidates])
+    found.eyes = {names[name]: eye for name, eye in found.eyes.items()}
+    found.candidates = [Candidate(names[c.name], c.cf, c.fa, c.cf_points, c.fa_points, c.eye) for c in found.candidates]
+    return found
+
+
+def _eyes(found: Found, decoder: Decoder, pattern: str | None) -> dict[str, str]:
+    """Eye of each candidate: column or eyes.csv, else the pattern, else its own name."""
+    names = [candidate.name for candidate in found.candidates]
+    matched: dict[str, str] = {}
+    if pattern is not None:
+        answer = decoder.eyes(pattern, names)
+        if isinstance(answer, Refused):
+            found.problems.append(Problem("/eye_pattern", answer.code, answer.message))
+        else:
+            matched = {name: eye for name, eye in zip(names, answer, strict=True) if eye}
+    own = {candidate.name: candidate.eye for candidate in found.candidates if candidate.eye}
+    return {name: found.eyes.get(name) or own.get(name) or matched.get(name) or name for name in names}
+
+
+def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
+    """Each finding once, in order of file."""
+    return tuple(sorted(set(problems), key=lambda problem: (problem.pointer, problem.code, problem.message)))
+
+
+class _PairCheck:
+    """The way of one candidate: read, decode, register, find the valid regions; all of its problems, not the first."""
+
+    def __init__(
+        self, source: Source, decoder: Decoder, candidate: Candidate, warnings: list[Problem] | None = None
+    ) -> None:
+        self._source = source
+        self._decoder = decoder
+        self._candidate = candidate
+        self._warnings = warnings if warnings is not None else []
+        self._problems: list[Problem] = []
+
+    def run(self) -> tuple[tuple[CheckedPair, PairImages] | None, list[Problem]]:
+        """The pair and its pixels, or None and what is wrong with it."""
+        candidate = self._candidate
+        cf = self._decode(candidate.cf)
+        fa = self._decode(candidate.fa)
+        points = self._landmarks()
+        if cf is None or fa is None or self._problems:
+            return None, self._problems
+        cf = self._as_colour(cf)
+        fa = self._as_grey(fa)
+        if points is not None:
+            made = self._registered(cf, fa, *points)
+        elif cf.shape[:2] != fa.shape[:2]:
+            sizes = f"CF is {cf.shape[1]}x{cf.shape[0]}, FA {fa.shape[1]}x{fa.shape[0]} pixels"
+            self._problem(candidate.fa, "size_mismatch", f"{sizes}; register the pair or add landmarks for both")
+            return None, self._problems
+        else:
+            made = self._made(PairImages(cf, fa, field_of_view(cf), field_of_view(fa)), "given", None)
+        return made, self._problems
+
+    def _problem(self, pointer: str, code: str, message: str) -> None:
+        self._problems.append(Problem(pointer, code, message))
+
+    def _note(self, pointer: str, code: str) -> None:
+        self._warnings.append(Problem(pointer, code, NOTES[code]))
+
+    def _decode(self, name: str) -> Bytes | None:
+        data = self._source.read(name)
+        if isinstance(data, Problem):
+            self._problems.append(data)
+            return None
+        decoded = self._decoder.decode(data)
+        if isinstance(decoded, Refused):
+            self._problem(name, decoded.code, decoded.message)
+            return None
+        for note in decoded.notes:
+            self._note(name, note)
+        return decoded.pixels
+
+    def _as_colour(self, cf: Bytes) -> Bytes:
+        grey = cf.ndim == 2
+        if grey or (np.array_equal(cf[..., 0], cf[..., 1]) and np.array_equal(cf[..., 0], cf[..., 2])):
+            self._note(self._candidate.cf, "grey_cf")
+        return np.repeat(cf[..., None], 3, axis=2) if grey else cf
+
+    def _as_grey(self, fa: Bytes) -> Bytes:
+        if fa.ndim == 2:
+            return fa
+        if not (np.array_equal(fa[..., 0], fa[..., 1]) and np.array_equal(fa[..., 0], fa[..., 2])):
+            self._note(self._candidate.fa, "colour_fa")
+        return np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY))
+
+    def _landmarks(self) -> tuple[Points, Points] | None:
+        """Points of CF and FA; None if the pair has none (or a problem with them)."""
+        names = (self._candidate.cf_points, self._candidate.fa_points)
+        if names == (None, None):
+            return None
+        if None in names:
+            self._problem(names[0] or names[1] or "", "bad_landmarks", "landmarks of only one of the two images")
+            return None
+        parsed = [points for name in names if name and (points := self._points(name)) is not None]
+        return (parsed[0], parsed[1]) if len(parsed) == 2 else None
+
+    def _points(self, name: str) -> Points | None:
+        data = self._source.read(name)
+        if isinstance(data, Problem):
+            self._problems.append(data)
+            return None
+        try:
+            return parse_points(data.decode("utf-8-sig"))
+        except (UnicodeDecodeError, BadLandmarks) as error:
+            message = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+            self._problem(name, "bad_landmarks", message)
+            return None
+
+    def _registered(
+        self, cf: Bytes, fa: Bytes, cf_points: Points, fa_points: Points
+    ) -> tuple[CheckedPair, PairImages] | None:
+        pointer = self._candidate.fa_points or self._candidate.fa
+        try:
+            transform = fit(fa_points, cf_points, (fa.shape[1], fa.shape[0]))
+        except BadLandmarks as error:
+            self._problem(pointer, "bad_landmarks", str(error))
+            return None
+        if 2 * transform.good < transform.total:
+            self._note(pointer, "few_good_points")
+        warped, seen = warp(fa, field_of_view(fa), transform, (cf.shape[1], cf.shape[0]))
+        images = PairImages(cf, warped, field_of_view(cf), seen)
+        return self._made(images, transform.kind, transform.residual_px)
+
+    def _made(
+        self, images: PairImages, registration: Registration, residual: float | None
+    ) -> tuple[CheckedPair, PairImages] | None:
+        for pointer, valid in ((self._candidate.cf, images.valid_cf), (self._candidate.fa, images.valid_fa)):
+            if not valid.any():
+                self._problem(pointer, "black", "the image is black throughout")
+        if self._problems:
+            return None
+        if not (images.valid_cf & images.valid_fa).any():
+            self._note(self._candidate.fa, "no_overlap")
+        name = self._candidate.name
+        height, width = images.fa.shape
+        residual = None if residual is None else round(residual, 4)
+        return CheckedPair(name, name, width, height, registration, residual), images
+
+
+class _Digest:
+    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"cffa-dataset/1")
+
+    def add(self, pair: CheckedPair, images: PairImages) -> None:
+        """Add one pair."""
+        head = (pair.name, pair.eye, str(pair.width), str(pair.height))
+        self._hash.update("\x1f".join(head).encode())
+        for part in (images.cf, images.fa, self._packed(images.valid_cf), self._packed(images.valid_fa)):
+            self._hash.update(np.ascontiguousarray(part).data)
+
+    @staticmethod
+    def _packed(mask: Mask) -> Bytes:
+        return np.packbits(mask)
+
+    def hexdigest(self) -> str:
+        """The digest so far, in hex."""
+        return self._hash.hexdigest()

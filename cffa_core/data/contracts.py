@@ -1,0 +1,65 @@
+"""The values that pass between the parts of the data check: limits, one checked pair, one pair's pixels.
+
+Plain frozen dataclasses, torch-free; who makes them is ``ingest``, who reads them are ``pairs`` and the evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Registration = Literal["given", "homography", "affine"]
+Layout = Literal["folders", "cases", "csv", "checked", "unknown"]
+
+Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a source may hold. Sizes are bytes, sides and counts of pixels, times seconds."""
+
+    max_members: int = 20_000
+    max_total_bytes: int = 32 * 2**30
+    max_member_bytes: int = 512 * 2**20
+    max_ratio: float = 200.0
+    max_pixels: int = 64_000_000
+    min_side: int = 32
+    decode_seconds: int = 60
+
+
+@dataclass(frozen=True)
+class CheckedPair:
+    """One pair that passed: CF and FA of the same eye on one pixel grid of ``width`` x ``height``.
+
+    ``residual_px`` is the root mean square distance of the good landmarks after registration, in CF pixels; None if
+    the pair came registered.
+    """
+
+    name: str
+    eye: str
+    width: int
+    height: int
+    registration: Registration
+    residual_px: float | None
+
+
+@dataclass(frozen=True)
+class PairImages:
+    """Pixels of one pair: ``cf`` (H, W, 3) u8 RGB, ``fa`` (H, W) u8, ``valid_cf`` and ``valid_fa`` (H, W) bool.
+
+    A valid mask is the area that the modality saw (its field of view); both are on CF's pixel grid.
+    """
+
+    cf: Bytes
+    fa: Bytes
+    valid_cf: Mask
+    valid_fa: Mask
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the four arrays take."""
+        return self.cf.nbytes + self.fa.nbytes + self.valid_cf.nbytes + self.valid_fa.nbytes

@@ -1,0 +1,130 @@
+"""The checked data set on disk: ``dataset.json`` and lossless PNG files, written by ``ingest``, read by ``pairs``.
+
+Names in it are safe as file names and object keys. What is read here was written by CFFA itself; files of strangers
+come through ``ingest``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cffa_core.data.contracts import Bytes, CheckedPair, PairImages
+from cffa_core.errors import CorruptArtifact, StorageUnavailable
+
+FORMAT = "cffa-dataset/1"
+INDEX = "dataset.json"
+KINDS = ("cf", "fa", "valid_cf", "valid_fa")
+SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def safe_names(names: list[str]) -> dict[str, str]:
+    """A safe, unique name for each name: itself where it is one, else its safe characters and a digest of the rest."""
+    safe: dict[str, str] = {}
+    for name in names:
+        if SAFE.fullmatch(name):
+            safe[name] = name
+        else:
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:80] or "pair"
+            safe[name] = f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe
+
+
+def with_eye(pair: CheckedPair, eye: str) -> CheckedPair:
+    """The pair, known to belong to ``eye``."""
+    return replace(pair, eye=eye)
+
+
+def write(folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImages]]) -> dict[str, Any]:
+    """Write pairs and then the index, so that a folder with an index is complete. Returns the index."""
+    entries: list[dict[str, Any]] = []
+    try:
+        for kind in KINDS:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        for pair, images in pairs:
+            files = {kind: f"{kind}/{pair.name}.png" for kind in KINDS}
+            _save(folder / files["cf"], np.asarray(cv2.cvtColor(images.cf, cv2.COLOR_RGB2BGR)))
+            _save(folder / files["fa"], images.fa)
+            _save(folder / files["valid_cf"], images.valid_cf.astype(np.uint8) * 255)
+            _save(folder / files["valid_fa"], images.valid_fa.astype(np.uint8) * 255)
+            entries.append(
+                {
+                    "name": pair.name,
+                    "eye": pair.eye,
+                    **files,
+                    "width": pair.width,
+                    "height": pair.height,
+                    "registration": pair.registration,
+                    "residual_px": pair.residual_px,
+                }
+            )
+        index = {"format": FORMAT, "digest": digest, "pairs": entries}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageUnavailable(f"the data set cannot be written to {folder}: {error.strerror}") from error
+    return index
+
+
+def _save(path: Path, pixels: Bytes) -> None:
+    _, encoded = cv2.imencode(".png", pixels)
+    path.write_bytes(encoded.tobytes())
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """True for a folder that :func:`write` has finished."""
+    return (path / INDEX).is_file()
+
+
+def read_index(folder: Path) -> tuple[str, list[CheckedPair]]:
+    """Digest and pairs of a checked data set. Raises ``CorruptArtifact`` if the index is not one."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if index["format"] != FORMAT:
+            raise CorruptArtifact(f"{folder / INDEX}: format {index['format']!r} is not {FORMAT!r}")
+        pairs = [_entry(entry) for entry in index["pairs"]]
+        return str(index["digest"]), pairs
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{folder / INDEX} is not a data-set index: {error}") from error
+
+
+def _entry(entry: dict[str, Any]) -> CheckedPair:
+    if not SAFE.fullmatch(entry["name"]):
+        raise ValueError(f"unsafe pair name {entry['name']!r}")
+    residual = entry["residual_px"]
+    return CheckedPair(
+        name=str(entry["name"]),
+        eye=str(entry["eye"]),
+        width=int(entry["width"]),
+        height=int(entry["height"]),
+        registration=entry["registration"],
+        residual_px=None if residual is None else float(residual),
+    )
+
+
+def read_pairs(folder: Path, pairs: Iterable[CheckedPair]) -> Iterator[tuple[CheckedPair, PairImages]]:
+    """Pixels of each pair. Raises ``CorruptArtifact`` for a missing, damaged or resized file."""
+    for pair in pairs:
+        cf = _load(folder / "cf" / f"{pair.name}.png", cv2.IMREAD_COLOR, pair)
+        fa = _load(folder / "fa" / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair)
+        valid_cf = _load(folder / "valid_cf" / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair) > 127
+        valid_fa = _load(folder / "valid_fa" / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair) > 127
+        yield pair, PairImages(np.asarray(cv2.cvtColor(cf, cv2.COLOR_BGR2RGB)), fa, valid_cf, valid_fa)
+
+
+def _load(path: Path, flag: int, pair: CheckedPair) -> Bytes:
+    try:
+        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    except OSError as error:
+        raise CorruptArtifact(f"{path} cannot be read: {error.strerror}") from error
+    pixels = cv2.imdecode(data, flag) if data.size else None
+    if pixels is None or pixels.shape[:2] != (pair.height, pair.width):
+        raise CorruptArtifact(f"{path} is not the {pair.width}x{pair.height} image of the index")
+    return np.asarray(pixels, dtype=np.uint8)

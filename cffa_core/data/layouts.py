@@ -1,0 +1,271 @@
+"""Which files of a source belong together: the three ways in which teams keep their pairs (METHODS 1).
+
+Works on names alone, and on the text of ``eyes.csv`` and of the pair list; no image is opened here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from cffa_core.data.contracts import Layout
+from cffa_core.data.sources import is_unsafe, printable
+from cffa_core.errors import Problem
+
+# Files beside images that are not images; they are left out with a warning, while an unknown ending is looked into.
+TEXT_ENDINGS = {".txt", ".csv", ".json", ".jsonl", ".md", ".xml", ".html", ".pdf", ".xls", ".xlsx", ".docx"}
+TOLERATED_FOLDERS = {"masks", "valid_cf", "valid_fa"}
+TOLERATED_FILES = {"captions.jsonl", "eyes.csv", "manifest.json", "dataset.json"}
+CASE_FILE = re.compile(r"(?P<case>.+)_0?(?P<which>[12])$")
+MODALITY = {"1": "cf", "2": "fa"}
+LAYOUT_HELP = (
+    "no pairs found; expected cf/NAME and fa/NAME, or NNN/NNN_01.* with NNN/NNN_02.*, or a CSV with cf_path,fa_path"
+)
+
+Read = Callable[[str], bytes | Problem]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Two files that should be one pair, with the names of their landmark files if there are any."""
+
+    name: str
+    cf: str
+    fa: str
+    cf_points: str | None = None
+    fa_points: str | None = None
+    eye: str | None = None
+
+
+@dataclass
+class Found:
+    """What a layout found: candidates in order of name, what is wrong, what was left out, eyes by pair name."""
+
+    layout: Layout
+    candidates: list[Candidate] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    eyes: dict[str, str] = field(default_factory=dict)
+
+
+def find_pairs(names: tuple[str, ...], read: Read) -> Found:
+    """Find the layout of a source and the pairs in it. A single folder around everything is looked through."""
+    prefix = wrapper(names)
+    inside = {name.removeprefix(prefix): name for name in names}
+    pair_list = _pair_list(inside, read)
+    if pair_list is not None:
+        found = _from_csv(pair_list[0], pair_list[1], inside)
+    elif any(PurePosixPath(name).parts[0].lower() in ("cf", "fa") and "/" in name for name in inside):
+        found = _from_folders(inside)
+    elif any(_case_of(name) for name in inside):
+        found = _from_cases(inside)
+    else:
+        return Found("unknown", problems=[Problem("", "unknown_layout", LAYOUT_HELP)])
+    if "eyes.csv" in inside:
+        _read_eyes(inside["eyes.csv"], read, found)
+    found.candidates.sort(key=lambda candidate: candidate.name)
+    return found
+
+
+def wrapper(names: tuple[str, ...]) -> str:
+    """The single folder around everything, as ``"folder/"``; empty if there is none or if it is part of a layout."""
+    tops = {name.split("/", 1)[0] for name in names}
+    if len(tops) != 1 or any("/" not in name for name in names):
+        return ""
+    top = tops.pop()
+    inside = [name.removeprefix(f"{top}/") for name in names]
+    is_layout = top.lower() in ("cf", "fa") or (
+        any(_case_of(name) for name in names) and all("/" not in n for n in inside)
+    )
+    if is_layout:
+        return ""
+    return f"{top}/" + wrapper(tuple(inside))
+
+
+def _ending(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _pair_up(found: Found, files: Mapping[str, Mapping[str, list[str]]]) -> dict[str, tuple[str, str]]:
+    """Match CF and FA files by key; orphans and doubles become problems. ``files[modality][key]`` lists file names."""
+    pairs: dict[str, tuple[str, str]] = {}
+    for modality in ("cf", "fa"):
+        for key, paths in files[modality].items():
+            if len(paths) > 1:
+                message = f"{len(paths)} {modality.upper()} files for pair {key!r}; keep one"
+                found.problems += [Problem(path, "duplicate_name", message) for path in paths]
+    for key in sorted({*files["cf"], *files["fa"]}):
+        cf, fa = files["cf"].get(key, []), files["fa"].get(key, [])
+        if cf and not fa:
+            found.problems.append(Problem(cf[0], "orphan_cf", "a CF without its FA; add the FA or remove the file"))
+        elif fa and not cf:
+            found.problems.append(Problem(fa[0], "orphan_fa", "an FA without its CF; add the CF or remove the file"))
+        elif len(cf) == 1 and len(fa) == 1:
+            pairs[key] = (cf[0], fa[0])
+    return pairs
+
+
+def _left_out(found: Found, path: str) -> None:
+    found.warnings.append(Problem(path, "ignored", "not part of the layout; left out"))
+
+
+def _from_folders(inside: dict[str, str]) -> Found:
+    """Layout (a): ``cf/NAME`` and ``fa/NAME``; endings may differ."""
+    found = Found("folders")
+    files: dict[str, dict[str, list[str]]] = {"cf": {}, "fa": {}}
+    for name, path in sorted(inside.items()):
+        parts = PurePosixPath(name).parts
+        top = parts[0].lower()
+        if top in TOLERATED_FOLDERS or name.lower() in TOLERATED_FILES:
+            continue
+        if top not in files or len(parts) == 1 or _ending(name) in TEXT_ENDINGS:
+            _left_out(found, path)
+        elif len(parts) > 2:
+            found.problems.append(
+                Problem(path, "unsupported", f"put the images directly into {top}/, without subfolders")
+            )
+        else:
+            files[top].setdefault(PurePosixPath(name).stem, []).append(path)
+    found.candidates = [Candidate(key, cf, fa) for key, (cf, fa) in _pair_up(found, files).items()]
+    return found
+
+
+def _case_of(name: str) -> tuple[str, str] | None:
+    """Case folder and modality of ``NNN/NNN_01.*``; None for other files."""
+    parts = PurePosixPath(name).parts
+    match = CASE_FILE.fullmatch(PurePosixPath(name).stem)
+    if len(parts) != 2 or match is None:
+        return None
+    return parts[0], MODALITY[match["which"]]
+
+
+def _from_cases(inside: dict[str, str]) -> Found:
+    """Layout (b): a folder per case; ``_01`` is CF, ``_02`` is FA, text files of the same name hold landmarks."""
+    found = Found("cases")
+    files: dict[str, dict[str, list[str]]] = {"cf": {}, "fa": {}}
+    points: dict[str, dict[str, str]] = {"cf": {}, "fa": {}}
+    for name, path in sorted(inside.items()):
+        case = _case_of(name)
+        if case is None:
+            if name.lower() not in TOLERATED_FILES:
+                _left_out(found, path)
+        elif _ending(name) == ".txt":
+            points[case[1]][case[0]] = path
+        elif _ending(name) in TEXT_ENDINGS:
+            _left_out(found, path)
+        else:
+            files[case[1]].setdefault(case[0], []).append(path)
+    for key, (cf, fa) in _pair_up(found, files).items():
+        found.candidates.append(Candidate(key, cf, fa, points["cf"].get(key), points["fa"].get(key)))
+    return found
+
+
+def _text(path: str, read: Read) -> str | Problem:
+    data = read(path)
+    if isinstance(data, Problem):
+        return data
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return Problem(path, "bad_csv", "not UTF-8 text; save the file as CSV UTF-8")
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    """Rows of a CSV with a header; a semicolon is taken as separator if the header has no comma."""
+    header = text.split("\n", 1)[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restkey="", restval="")
+    fields = [str(name).strip().lower() for name in reader.fieldnames or []]
+    reader.fieldnames = fields
+    return [{key: value.strip() for key, value in row.items() if key and isinstance(value, str)} for row in reader]
+
+
+def _pair_list(inside: dict[str, str], read: Read) -> tuple[str, list[dict[str, str]] | Problem] | None:
+    """The CSV beside the data whose header names cf_path and fa_path, and its rows (or why they cannot be read)."""
+    for name, path in sorted(inside.items()):
+        if "/" in name or _ending(name) != ".csv" or name.lower() == "eyes.csv":
+            continue
+        text = _text(path, read)
+        if isinstance(text, Problem):
+            return path, text
+        header = re.split(r"[,;]", text.split("\n", 1)[0].lower())
+        columns = {column.strip().strip('"') for column in header}
+        if {"cf_path", "fa_path"} & columns:
+            if not {"cf_path", "fa_path"} <= columns:
+                return path, Problem(path, "bad_csv", "the header needs both cf_path and fa_path")
+            try:
+                return path, _rows(text)
+            except csv.Error as error:
+                return path, Problem(path, "bad_csv", f"not a readable CSV: {error}")
+    return None
+
+
+def _from_csv(path: str, rows: list[dict[str, str]] | Problem, inside: dict[str, str]) -> Found:
+    """Layout (c): a CSV of relative paths; optional columns cf_pts_path, fa_pts_path, name, eye."""
+    found = Found("csv")
+    if isinstance(rows, Problem):
+        found.problems.append(rows)
+        return found
+    folder = path.rpartition("/")[0]
+    stems = [PurePosixPath(row.get("cf_path", "")).stem for row in rows]
+    taken: set[str] = set()
+    for line, (row, stem) in enumerate(zip(rows, stems, strict=True), start=2):
+        pointer = f"{path}:{line}"
+        wanted = {key: row.get(key, "") for key in ("cf_path", "fa_path", "cf_pts_path", "fa_pts_path")}
+        bad = [
+            _missing(pointer, key, value, inside, path)
+            for key, value in wanted.items()
+            if value or key in ("cf_path", "fa_path")
+        ]
+        problems = [problem for problem in bad if problem is not None]
+        unique = stem if stems.count(stem) == 1 else wanted["cf_path"].rpartition(".")[0]
+        name = row.get("name") or unique
+        if not problems and name in taken:
+            problems.append(Problem(pointer, "duplicate_name", f"pair {printable(name)!r} occurs in more than one row"))
+        found.problems += problems
+        if problems:
+            continue
+        taken.add(name)
+        files = [f"{folder}/{value}".removeprefix("/") if value else None for value in wanted.values()]
+        assert files[0] is not None and files[1] is not None
+        found.candidates.append(Candidate(name, files[0], files[1], files[2], files[3], row.get("eye") or None))
+    return found
+
+
+def _missing(pointer: str, column: str, value: str, inside: dict[str, str], path: str) -> Problem | None:
+    if not value:
+        return Problem(pointer, "bad_csv", f"{column} is empty")
+    if is_unsafe(value):
+        return Problem(pointer, "unsafe_name", f"{column} {printable(value)!r} is not a plain relative path")
+    if value not in inside:
+        return Problem(pointer, "bad_csv", f"{column} {printable(value)!r} is not a file beside {path}")
+    return None
+
+
+def _read_eyes(path: str, read: Read, found: Found) -> None:
+    """``eyes.csv``: which pair belongs to which eye, columns name and eye."""
+    text = _text(path, read)
+    if isinstance(text, Problem):
+        found.problems.append(text)
+        return
+    try:
+        rows = _rows(text)
+    except csv.Error as error:
+        found.problems.append(Problem(path, "bad_csv", f"not a readable CSV: {error}"))
+        return
+    known = {candidate.name for candidate in found.candidates}
+    for line, row in enumerate(rows, start=2):
+        if not row.get("name") or not row.get("eye"):
+            found.problems.append(Problem(f"{path}:{line}", "bad_csv", "each row needs the columns name and eye"))
+            continue
+        name = row["name"] if row["name"] in known else PurePosixPath(row["name"]).stem
+        if name not in known:
+            found.warnings.append(Problem(f"{path}:{line}", "ignored", f"no pair is named {printable(row['name'])!r}"))
+        elif found.eyes.get(name, row["eye"]) != row["eye"]:
+            found.problems.append(Problem(f"{path}:{line}", "bad_csv", f"pair {name!r} is given two eyes"))
+        else:
+            found.eyes[name] = row["eye"]
