@@ -1,0 +1,30 @@
+"""The ``cffa`` command line: one group of commands per module, everything heavy imported when a command runs.
+
+This is the only part of the services that may start other services (``serve``, ``demo``).
+"""
+
+from __future__ import annotations
+
+import typer
+
+from services.client.cli import direct, embedded, jobs, models
+from services.client.cli.terminal import TypedErrors
+
+app = typer.Typer(
+    name="cffa",
+    cls=TypedErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Makes new registered pairs of colour fundus photographs (CF) and fluorescein angiographies (FA).",
+    epilog="Start with: cffa demo",
+)
+for group in (embedded, jobs, direct, models):
+    group.register(app)
+
+
+def main() -> None:
+    """Console entry: exit code 0 if all went well, 1 after a typed failure, 2 for wrong usage."""
+    app(prog_name="cffa")
+
+
+__all__ = ["app", "main"]

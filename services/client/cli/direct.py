@@ -1,0 +1,256 @@
+"""Commands that work here and now, without a service: dataset check, phantom, train, generate, evaluate."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cffa_core.errors import InvalidDataset
+from services.client.cli import options
+from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
+
+if TYPE_CHECKING:
+    from cffa_core.settings import Settings
+
+dataset = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Look at data sets of pairs.")
+evaluate = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Measure pairs.")
+Pairs = Annotated[Path, typer.Argument(metavar="PATH", help="Folder or zip of pairs, in any of the three layouts.")]
+Device = Annotated[str, typer.Option(envvar="CFFA_DEVICE", help="auto | cpu | cuda | cuda:N")]
+
+
+@dataset.command("check")
+def dataset_check(
+    path: Pairs,
+    eye_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression whose first group is the eye in a pair's name.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a folder or zip as an upload would; names every problem of every file, takes nothing in."""
+    from cffa_core.data.ingest import check
+
+    checked = check(path, eye_pattern=eye_pattern)
+    if as_json:
+        print_json(checked.report())
+    else:
+        rows = [
+            (pair.name, pair.eye, f"{pair.width} x {pair.height}", pair.registration, pair.residual_px)
+            for pair in checked.pairs
+        ]
+        print_table(("pair", "eye", "size", "registration", "residual px"), rows)
+        say(f"{len(checked.pairs)} pairs, layout: {checked.layout}, digest: {checked.digest[:16]}")
+        for warning in checked.warnings:
+            say(f"warning: {warning.pointer}: {warning.message} [{warning.code}]")
+    if not checked.ok:
+        raise InvalidDataset(f"{path} would be refused", problems=checked.problems)
+
+
+def phantom(
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of pairs.")] = 4,
+    sheet: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a contact sheet (PNG) here.")] = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Write a data-set folder here.")] = None,
+    resolution: options.Resolution = 512,
+    seed: options.Seed = 0,
+) -> None:
+    """Draw procedural pairs: as a contact sheet, a data-set folder, or both."""
+    from cffa_core.data import phantom as phantoms
+    from cffa_core.rng import derive_seed
+
+    if sheet is None and out is None:
+        sheet = Path("phantoms.png")
+    first, size = seed or 0, resolution or 512
+    with progress_bars() as bars:
+        if out is not None:
+            phantoms.write_phantoms(out, n, first, size, lambda done, total: bars("drawing pairs", done, total))
+        if sheet is not None:
+            drawn = []
+            for index in range(n):
+                drawn.append(phantoms.make_phantom(derive_seed(first, "phantom", index), size).renamed(f"p{index:05d}"))
+                bars("drawing the sheet", index + 1, n)
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            phantoms.contact_sheet(drawn).save(sheet)
+    for written in (out, sheet):
+        if written is not None:
+            typer.echo(str(written))
+
+
+def train(
+    data: Pairs,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the run; resumed if it has one.")
+    ],
+    base: options.Base = None,
+    resolution: options.Resolution = None,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    rank: options.Rank = None,
+    timesteps: options.Timesteps = None,
+    holdout: options.Holdout = None,
+    preview_pairs: options.PreviewPairs = None,
+    every: options.EveryN = None,
+    seed: options.Seed = None,
+    spec: options.SpecFile = None,
+    assignments: options.Assignments = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train on a folder or zip of pairs, without a service; leaves logs, previews and OUT/best_checkpoint."""
+    settings = options.train_settings(
+        spec,
+        assignments,
+        every=every,
+        rank=rank,
+        base=base,
+        resolution=resolution,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        timesteps=timesteps,
+        holdout=holdout,
+        preview_pairs=preview_pairs,
+        seed=seed,
+    )
+    from cffa_core.jobs.context import FolderContext
+    from cffa_core.recipes.train import run_training
+
+    places = _settings()
+    with progress_bars() as bars:
+        context = FolderContext(out, bars)
+        model = run_training(
+            settings, data, settings.base, out, context, device=_device(device, places), models_dir=places.models_dir
+        )
+    if as_json:
+        print_json(model)
+    else:
+        found = model.get("validation") or {}
+        print_table(("model", "step", "validation"), [(out / "best_checkpoint", model["step"], found.get("loss"))])
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model folder (OUT/best_checkpoint).")],
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder for cf/ and fa/.")],
+    count: options.Count = 8,
+    resolution: options.Resolution = None,
+    scheduler: options.Scheduler = None,
+    steps: options.SampleSteps = None,
+    guidance: options.Guidance = None,
+    noise: options.Noise = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    spec: options.SpecFile = None,
+    assignments: options.Assignments = None,
+    base: Annotated[str | None, typer.Option(help="Where the model's base is, if not under its name.")] = None,
+    sheet: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a contact sheet (PNG) here.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Generate pairs with a trained model, without a service."""
+    settings = options.generate_settings(
+        spec,
+        assignments,
+        scheduler=scheduler,
+        steps=steps,
+        guidance=guidance,
+        noise=noise,
+        count=count,
+        resolution=resolution,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    pairs = draw_pairs(model, settings, out, base=base, device=device)
+    if sheet is not None:
+        write_sheet(out, pairs, sheet)
+    if as_json:
+        print_json({"out": str(out), "pairs": pairs})
+    else:
+        rows = [(pair["index"], pair["seed"], pair["cf"]["name"], pair["fa"]["name"]) for pair in pairs]
+        print_table(("pair", "seed", "CF", "FA"), rows)
+
+
+def draw_pairs(model: Path, settings: Any, out: Path, *, base: str | None, device: str) -> list[dict[str, Any]]:
+    """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order."""
+    from cffa_core.jobs.context import FolderContext
+    from cffa_core.recipes.generate import generate_part, load_sampler
+
+    places = _settings()
+    staging = out / ".part"
+    pairs: list[dict[str, Any]] = []
+    with progress_bars() as bars:
+        context = FolderContext(out, bars)
+        bars("loading the model", 0, 1)
+        sampler = load_sampler(
+            settings, model, base or _base_of(model), _device(device, places), models_dir=places.models_dir
+        )
+        bars("loading the model", 1, 1)
+        for part in range(settings.parts):
+            shutil.rmtree(staging, ignore_errors=True)
+            report = generate_part(sampler, settings, part, staging, context)
+            for pair in report["pairs"]:
+                for modality in ("cf", "fa"):
+                    target = out / pair[modality]["name"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    (staging / pair[modality]["name"]).replace(target)
+            pairs += report["pairs"]
+    shutil.rmtree(staging, ignore_errors=True)
+    return pairs
+
+
+def write_sheet(folder: Path, pairs: list[dict[str, Any]], sheet: Path, title: str = "Generated pairs") -> None:
+    """Write a contact sheet of the generated pairs whose entries are ``pairs`` and whose files are in ``folder``."""
+    import numpy as np
+    from PIL import Image
+
+    from cffa_core.data.sheet import SheetRow, contact_sheet
+
+    rows = [
+        SheetRow(
+            np.asarray(Image.open(folder / pair["cf"]["name"]).convert("RGB")),
+            np.asarray(Image.open(folder / pair["fa"]["name"]).convert("L")),
+            (f"pair {pair['index']}", f"seed {pair['seed']}"),
+        )
+        for pair in pairs
+    ]
+    contact_sheet(rows, sheet, title=title)
+
+
+def _base_of(model: Path) -> str:
+    """Name of the base a model folder was trained on."""
+    import json
+
+    from cffa_core.errors import ModelUnavailable
+
+    try:
+        name = json.loads((model / "model.json").read_text(encoding="utf-8"))["base"]["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"{model} is not a model folder (no readable model.json)") from error
+    return str(name)
+
+
+def _settings() -> Settings:
+    from cffa_core.settings import Settings
+
+    return Settings()
+
+
+def _device(asked: str, places: Settings) -> str:
+    if asked == "auto":
+        asked = places.device
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    panel = "On this machine, without a service"
+    app.add_typer(dataset, name="dataset", rich_help_panel=panel)
+    app.command(rich_help_panel=panel)(phantom)
+    app.command(rich_help_panel=panel)(train)
+    app.command(rich_help_panel=panel)(generate)
+    app.add_typer(evaluate, name="evaluate", rich_help_panel=panel)

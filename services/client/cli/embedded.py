@@ -1,0 +1,62 @@
+"""Commands that run the embedded service on this machine: serve and demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.client.cli.terminal import err, progress_bars, say
+
+
+def serve(
+    host: Annotated[str, typer.Option(envvar="CFFA_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="CFFA_PORT", min=0, max=65535, help="Port; 0 for any free one.")] = 8008,
+    home: Annotated[Path, typer.Option(envvar="CFFA_HOME", help="Folder of the record, objects and caches.")] = Path(
+        "cffa-home"
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+) -> None:
+    """Run the API and a worker on this machine until Ctrl-C; both are restarted if they die."""
+    import signal
+
+    from services.client.servers import Servers
+
+    servers = Servers(home, host=host, port=port, workers=workers, on_event=lambda name, text: say(f"[{name}] {text}"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: servers.interrupt())
+    with servers:
+        servers.wait_ready()
+        err().print(f"CFFA is at {servers.url} (home: {servers.home}); stop it with Ctrl-C", style="bold", markup=False)
+        servers.wait()
+        say("stopping")
+
+
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder or zip of your own pairs, instead of 24 procedural ones.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: a new temporary one.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 0,
+    pairs: Annotated[int, typer.Option(min=1, max=512, help="Pairs to generate.")] = 8,
+    resolution: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 512,
+    base: Annotated[str, typer.Option(help="Base model.")] = "tiny",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
+) -> None:
+    """The main job, end to end: data set, training job, generation job, verified archive, contact sheet."""
+    from services.client.demo import DemoPlan, print_report, run_demo
+
+    plan = DemoPlan(
+        data=data, out=out, port=port, pairs=pairs, resolution=resolution, base=base, steps=steps, seed=seed
+    )
+    with progress_bars() as bars:
+        report = run_demo(plan, say, bars)
+    print_report(report)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(rich_help_panel="Start here")(demo)
+    app.command(rich_help_panel="Start here")(serve)

@@ -1,0 +1,76 @@
+"""Commands about base models: base build, base info."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cffa_core.errors import ModelUnavailable
+from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, say
+
+base = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Base models.")
+WEIGHTS = ("unet", "vae", "text_encoder")
+
+
+@base.command("info")
+def base_info(
+    name: Annotated[str, typer.Argument(help="`tiny`, a folder, or a hub id that was downloaded.")] = "tiny",
+    as_json: AsJson = False,
+) -> None:
+    """Show a base's parts, parameters, size, digest and model card."""
+    from cffa_core.models.base import base_digest, find_base
+    from cffa_core.settings import Settings
+
+    folder, shown = find_base(name, models_dir=Settings().models_dir)
+    parts = [_part(folder / part) for part in WEIGHTS]
+    card = folder / "README.md"
+    report = {
+        "name": shown,
+        "folder": str(folder),
+        "digest": base_digest(folder),
+        "parts": parts,
+        "card": card.read_text(encoding="utf-8") if card.is_file() else None,
+    }
+    if as_json:
+        print_json(report)
+        return
+    rows = [(part["part"], part["parameters"], part["bytes"], part["dtypes"]) for part in parts]
+    rows.append(("total", sum(p["parameters"] for p in parts), sum(p["bytes"] for p in parts), ""))
+    print_table(("part", "parameters", "bytes", "type"), rows, title=f"{shown} in {folder}")
+    say(f"digest {report['digest']}")
+    if report["card"]:
+        say("")
+        say(str(report["card"]))
+
+
+def _part(folder: Path) -> dict[str, Any]:
+    """Parameters and size of one part, from the headers of its safetensors files: no weight is read."""
+    parameters, size, kinds = 0, 0, set()
+    for path in sorted(folder.glob("*.safetensors")):
+        size += path.stat().st_size
+        for tensor in _header(path).values():
+            parameters += math.prod(tensor["shape"])
+            kinds.add(str(tensor["dtype"]))
+    return {"part": folder.name, "parameters": parameters, "bytes": size, "dtypes": ", ".join(sorted(kinds))}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: 8 bytes of length (little endian), then JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if length < 100_000_000 else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ModelUnavailable(f"{path} is not a safetensors file")
+    return {name: value for name, value in header.items() if name != "__metadata__"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.add_typer(base, name="base", rich_help_panel="On this machine, without a service")

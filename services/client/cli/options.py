@@ -1,0 +1,162 @@
+"""Options that several commands share, and how they become settings.
+
+The order of precedence is: an option, then ``--set``, then the file of ``--spec``, then the default of the contract.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from cffa_core.errors import InvalidSpec, Problem
+
+if TYPE_CHECKING:
+    from cffa_core.jobs.spec import GenerateSettings, TrainSettings
+    from services.client.client import CffaClient
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="CFFA_URL", help="Address of the service.", rich_help_panel="Service")
+]
+Key = Annotated[
+    str,
+    typer.Option("--api-key", envvar="CFFA_API_KEY", help="Key of the owner, if any.", rich_help_panel="Service"),
+]
+S = TypeVar("S", "TrainSettings", "GenerateSettings")
+DEFAULT_URL = "http://127.0.0.1:8008"
+
+SpecFile = Annotated[
+    Path | None,
+    typer.Option("--spec", exists=True, dir_okay=False, help="JSON file with any fields of the specification."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field, e.g. loss.hf_lambda=0.2; may be repeated."),
+]
+Base = Annotated[str | None, typer.Option(help="Base model: `tiny`, a hub id, or a folder in CFFA_MODELS_DIR.")]
+Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels, a multiple of 8.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Pairs per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="AdamW's learning rate.")]
+Rank = Annotated[int | None, typer.Option(help="Rank of the low-rank adapters.")]
+Timesteps = Annotated[str | None, typer.Option(help="independent | shared")]
+Holdout = Annotated[float | None, typer.Option(help="Fraction of eyes held out for validation.")]
+PreviewPairs = Annotated[int | None, typer.Option(help="Pairs drawn at each preview; 0 for none.")]
+EveryN = Annotated[int | None, typer.Option("--every", help="Validate, checkpoint and preview every N steps.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Count = Annotated[int | None, typer.Option("--count", "-n", help="Number of pairs.")]
+Scheduler = Annotated[str | None, typer.Option(help="ddim | pndm | dpm++2m | unipc | euler | ddpm")]
+SampleSteps = Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")]
+Noise = Annotated[str | None, typer.Option(help="Initial noise: shared | rotated | independent")]
+
+
+def train_settings(
+    spec: Path | None,
+    assignments: list[str] | None,
+    *,
+    every: int | None = None,
+    rank: int | None = None,
+    **fields: object,
+) -> TrainSettings:
+    """Settings of a training run from options; raises ``InvalidSpec`` naming every bad field."""
+    from cffa_core.jobs.spec import TrainSettings
+
+    fields |= {"validate_every": every, "checkpoint_every": every, "preview_every": every, "lora.rank": rank}
+    return _validated(TrainSettings, _merged(spec, assignments, fields))
+
+
+def generate_settings(
+    spec: Path | None,
+    assignments: list[str] | None,
+    *,
+    scheduler: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    noise: str | None = None,
+    **fields: object,
+) -> GenerateSettings:
+    """Settings of a generation run from options; raises ``InvalidSpec`` naming every bad field."""
+    from cffa_core.jobs.spec import GenerateSettings
+
+    fields |= {
+        "sampler.scheduler": scheduler,
+        "sampler.steps": steps,
+        "sampler.guidance_scale": guidance,
+        "sampler.initial_noise": noise,
+    }
+    return _validated(GenerateSettings, _merged(spec, assignments, fields))
+
+
+def reference(spec: Path | None, name: str, given: str | None) -> str:
+    """What a job refers to (``dataset_id``, ``model_id``): the option, or the field of the file of ``--spec``."""
+    found = given or (_read(spec).get(name) if spec is not None else None)
+    if not isinstance(found, str) or not found:
+        option = "--" + name.removesuffix("_id")
+        raise InvalidSpec(f"the job needs {option} (or {name} in the file of --spec)")
+    return found
+
+
+def connect(url: str, key: str) -> CffaClient:
+    """A client of the service at ``url``."""
+    from services.client.client import CffaClient
+
+    return CffaClient(url, api_key=key or None)
+
+
+def _merged(spec: Path | None, assignments: list[str] | None, fields: dict[str, object]) -> dict[str, Any]:
+    raw = _read(spec) if spec is not None else {}
+    # A stored job's own spec may be given; what it refers to is not a setting (see `reference`).
+    raw = {name: value for name, value in raw.items() if name not in ("kind", "dataset_id", "model_id")}
+    for assignment in assignments or ():
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise InvalidSpec(f"--set takes FIELD=VALUE, not {assignment!r}")
+        _assign(raw, name, _value(text))
+    for name, value in fields.items():
+        if value is not None:
+            _assign(raw, name, value)
+    return raw
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InvalidSpec(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise InvalidSpec(f"{path} must hold one JSON object")
+    return raw
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _assign(raw: dict[str, Any], name: str, value: object) -> None:
+    *parents, last = name.split(".")
+    place = raw
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InvalidSpec(f"{name}: {parent} is not an object")
+        place = inner
+    place[last] = value
+
+
+def _validated(kind: type[S], raw: dict[str, Any]) -> S:
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        problems = tuple(
+            Problem("/" + "/".join(str(part) for part in item["loc"]), str(item["type"]), str(item["msg"]))
+            for item in error.errors()
+        )
+        raise InvalidSpec("the specification is not valid", problems=problems) from error

@@ -1,0 +1,287 @@
+"""Typed synchronous client of the CFFA HTTP API.
+
+Requests that may safely be repeated are repeated when the connection breaks or the service says "later"; posts carry
+an ``Idempotency-Key`` minted once per call, so a repeated post makes no second job. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from cffa_core.errors import Conflict, NotFound
+from cffa_core.jobs.spec import GenerateSettings, Kind, TrainSettings
+from cffa_core.jobs.state import JobState
+from services.client import download, upload
+from services.client.problems import ServiceUnreachable, from_response
+from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Resource
+
+DEFAULT_URL = "http://127.0.0.1:8008"
+LONGEST_POLL = 30.0
+R = TypeVar("R", bound=Resource)
+OnBytes = Callable[[int, int], None]
+
+
+class CffaClient:
+    """Client of one service; use as a context manager or call :meth:`close`.
+
+    All methods raise :class:`services.client.problems.ApiError` (or its subclass by code) when the service refuses, and
+    :class:`services.client.problems.ServiceUnreachable` when it does not answer after ``retries`` repeats.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(
+            base_url=base_url, headers=headers, timeout=timeout, transport=transport, follow_redirects=True
+        )
+        self._retries = retries
+
+    @property
+    def base_url(self) -> str:
+        """Address of the service."""
+        return str(self._http.base_url).rstrip("/")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Data sets and models
+
+    def upload_dataset(self, path: Path, name: str | None = None, on_bytes: OnBytes | None = None) -> Dataset:
+        """Send a folder (zipped while it is sent) or zip of pairs; ``on_bytes(sent, total)`` counts.
+
+        Raises ``InvalidDataset`` with every problem of every file, ``NotFound`` if ``path`` does not exist.
+        """
+        key = _new_key()
+
+        def send() -> httpx.Response:
+            files = {"file": (f"{path.resolve().stem}.zip", upload.Body(path, on_bytes), "application/zip")}
+            return self._http.post(
+                "/v1/datasets",
+                files=files,  # type: ignore[arg-type]  # httpx only ever calls read()
+                data={"name": name or path.resolve().stem},
+                headers={"Idempotency-Key": key},
+                timeout=httpx.Timeout(30.0, read=3600.0),
+            )
+
+        return Dataset.model_validate_json(self._sent(send, repeatable=True).content)
+
+    def datasets(self) -> Iterator[Dataset]:
+        """All data sets, newest first."""
+        return self._pages("/v1/datasets", Dataset)
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        """One data set."""
+        return self._get(f"/v1/datasets/{dataset_id}", Dataset)
+
+    def models(self) -> Iterator[Model]:
+        """All models, newest first."""
+        return self._pages("/v1/models", Model)
+
+    def model(self, model_id: str) -> Model:
+        """One model."""
+        return self._get(f"/v1/models/{model_id}", Model)
+
+    def model_of(self, job_id: str) -> Model:
+        """The model that a succeeded training job left; raises ``NotFound`` if there is none."""
+        result = self.job(job_id).result or {}
+        if isinstance(model_id := result.get("model_id"), str):
+            return self.model(model_id)
+        for model in self.models():
+            if model.job_id == job_id:
+                return model
+        raise NotFound(f"job {job_id} has left no model")
+
+    # Jobs
+
+    def submit_training(self, dataset_id: str, settings: TrainSettings, *, priority: int = 0) -> Job:
+        """Post a training job; raises ``InvalidSpec`` naming every bad field."""
+        return self._submit("/v1/training-jobs", {"dataset_id": dataset_id}, settings, priority)
+
+    def submit_generation(self, model_id: str, settings: GenerateSettings, *, priority: int = 0) -> Job:
+        """Post a generation job for ``settings.count`` pairs; raises ``InvalidSpec`` naming every bad field."""
+        return self._submit("/v1/generation-jobs", {"model_id": model_id}, settings, priority)
+
+    def job(self, job_id: str) -> Job:
+        """One job as it is now."""
+        return self._get(f"/v1/jobs/{job_id}", Job)
+
+    def jobs(self, *, kind: Kind | None = None, state: JobState | None = None) -> Iterator[Job]:
+        """Jobs, newest first."""
+        return self._pages("/v1/jobs", Job, {"kind": kind, "state": state})
+
+    def watch(self, job_id: str, *, timeout: float | None = None) -> Iterator[Job]:
+        """Yield the job now and after every change, by long polling, until it is terminal.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        etag: str | None = None
+        while True:
+            left = LONGEST_POLL if end is None else min(LONGEST_POLL, end - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"job {job_id} was not finished after {timeout:g} s")
+            response = self._poll(job_id, etag, left)
+            if response.status_code == httpx.codes.NOT_MODIFIED:
+                continue
+            etag = response.headers.get("etag")
+            job = Job.model_validate_json(response.content)
+            yield job
+            if job.terminal:
+                return
+
+    def wait(self, job_id: str, *, timeout: float | None = None) -> Job:
+        """Return the job once it is terminal, whatever its state; raises ``TimeoutError``."""
+        return list(self.watch(job_id, timeout=timeout))[-1]
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop; it is ``canceling`` until its workers have stopped."""
+        return self._act(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Ask a job to stop for now; what it has done is kept."""
+        return self._act(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Put a paused job back into the queue."""
+        return self._act(job_id, "resume")
+
+    def retry(self, job_id: str) -> Job:
+        """Put a failed or cancelled job back into the queue; what it has done is kept."""
+        return self._act(job_id, "retry")
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job and its products; raises ``Conflict`` while it is not terminal."""
+        self._sent(lambda: self._http.delete(f"/v1/jobs/{job_id}"), repeatable=False)
+
+    # Products
+
+    def pairs(self, job_id: str) -> Iterator[Pair]:
+        """Finished pairs of a generation job, in index order."""
+        return self._pages(f"/v1/jobs/{job_id}/pairs", Pair)
+
+    def archives(self, job_id: str) -> Archives:
+        """Archives that can be downloaded now: of all finished parts, and of the whole job once it has succeeded."""
+        parts: list[Archive] = []
+        token: str | None = None
+        while True:
+            page = self._get(f"/v1/jobs/{job_id}/archives", Archives, {"page_token": token})
+            parts += page.parts
+            token = (page.model_extra or {}).get("next_page_token")
+            if token is None:
+                return page.model_copy(update={"parts": parts})
+
+    def download_archive(
+        self, job_id: str, target: Path, *, part: int | None = None, on_bytes: OnBytes | None = None
+    ) -> Archive:
+        """Download the whole archive (or that of one part) to ``target``: a file, or a folder to put it into.
+
+        A broken download goes on where it stopped, in this call or the next. The file appears only when size and
+        SHA-256 are right. Raises ``Conflict`` while the archive is not there yet, ``CorruptArtifact``.
+        """
+        archive = self._archive(job_id, part)
+        if target.is_dir():
+            target = target / archive.filename
+        addresses = iter([archive.url])
+        download.fetch(
+            self._http,
+            lambda: next(addresses, None) or self._archive(job_id, part).url,
+            target,
+            sha256=archive.sha256,
+            size=archive.bytes,
+            on_bytes=on_bytes,
+        )
+        return archive
+
+    def _archive(self, job_id: str, part: int | None) -> Archive:
+        archives = self.archives(job_id)
+        found = archives.whole if part is None else next((a for a in archives.parts if a.number == part), None)
+        if found is None:
+            what = "the archive of the whole job" if part is None else f"the archive of part {part}"
+            raise Conflict(f"{what} is not there yet; finished parts: {[a.number for a in archives.parts]}")
+        return found
+
+    # Transport
+
+    def _submit(
+        self, path: str, reference: Mapping[str, str], settings: TrainSettings | GenerateSettings, priority: int
+    ) -> Job:
+        body = settings.model_dump(mode="json", exclude_unset=True) | dict(reference)
+        if priority:
+            body["priority"] = priority
+        headers = {"Idempotency-Key": _new_key()}
+        response = self._sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
+        return Job.model_validate_json(response.content)
+
+    def _act(self, job_id: str, action: str) -> Job:
+        response = self._sent(lambda: self._http.post(f"/v1/jobs/{job_id}:{action}"), repeatable=False)
+        return Job.model_validate_json(response.content)
+
+    def _poll(self, job_id: str, etag: str | None, seconds: float) -> httpx.Response:
+        headers = {"If-None-Match": etag} if etag else {}
+        query = {"wait": max(1, int(seconds))} if etag else {}
+        timeout = httpx.Timeout(10.0, read=seconds + 30.0)
+        path = f"/v1/jobs/{job_id}"
+        return self._sent(lambda: self._http.get(path, params=query, headers=headers, timeout=timeout), repeatable=True)
+
+    def _get(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> R:
+        params = {name: value for name, value in (query or {}).items() if value is not None}
+        response = self._sent(lambda: self._http.get(path, params=params), repeatable=True)
+        return kind.model_validate_json(response.content)
+
+    def _pages(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> Iterator[R]:
+        token: str | None = None
+        while True:
+            page = self._get(path, Page[Any], {**(query or {}), "page_token": token})
+            yield from (kind.model_validate(item) for item in page.items)
+            token = page.next_page_token
+            if token is None:
+                return
+
+    def _sent(self, send: Callable[[], httpx.Response], *, repeatable: bool) -> httpx.Response:
+        """Send until answered. A request that is not repeatable is sent again only if it surely was not acted on."""
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            delay = min(8.0, 0.25 * 2**attempt)
+            try:
+                response = send()
+            except httpx.TransportError as error:
+                if last or not (repeatable or isinstance(error, httpx.ConnectError)):
+                    raise ServiceUnreachable(
+                        f"no answer from {self.base_url}: {error or type(error).__name__}"
+                    ) from error
+            else:
+                if not response.is_error:
+                    return response
+                problem = from_response(response)
+                if last or response.status_code not in (429, 503):
+                    raise problem
+                delay = problem.retry_after or delay
+            time.sleep(delay)
+        raise AssertionError("unreachable")
+
+
+def _new_key() -> str:
+    return uuid.uuid4().hex

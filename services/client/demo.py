@@ -1,0 +1,218 @@
+"""The main job, end to end, as a team would run it: data set, training, generation, verified archive, contact sheet.
+
+Everything goes over HTTP to servers that are started here and stopped at the end; nothing reaches into them. Says in
+plain words what it does on standard error; the last line, on standard output, is one JSON object.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cffa_core.data.sheet import SheetRow, contact_sheet
+from cffa_core.errors import CffaError
+from cffa_core.jobs.spec import GenerateSettings, SamplerSpec, Scheduler, TrainSettings
+from cffa_core.recipes.archive import verify_archive
+from services.client.client import CffaClient
+from services.client.resources import Job
+from services.client.servers import Servers
+
+Say = Callable[[str], None]
+OnProgress = Callable[[str, int, int], None]
+PHANTOMS = 24
+SHEET_ROWS = 16
+
+
+class DemoFailed(CffaError):
+    """A job of the demo did not succeed; the message carries its reason and the end of the worker's log."""
+
+    code = "demo_failed"
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """What the demo does. Without ``data`` (folder or zip) it draws pairs, without ``out`` it makes a new folder."""
+
+    data: Path | None = None
+    out: Path | None = None
+    port: int = 0
+    pairs: int = 8
+    resolution: int = 512
+    base: str = "tiny"
+    steps: int = 40
+    sampler_steps: int = 20
+    seed: int = 42
+
+    def training(self) -> TrainSettings:
+        """Few steps: enough to see the whole path work, not to learn a clinic's retinas."""
+        preview = SamplerSpec(scheduler=Scheduler.DPM, steps=min(10, self.sampler_steps))
+        return TrainSettings(
+            base=self.base,
+            resolution=self.resolution,
+            steps=self.steps,
+            learning_rate=1e-4,
+            augment="none",
+            validate_every=self.steps,
+            checkpoint_every=max(1, self.steps // 2),
+            preview_every=self.steps,
+            preview_pairs=2,
+            preview=preview,
+            seed=self.seed,
+        )
+
+    def generation(self) -> GenerateSettings:
+        """Parts of four pairs, so that the first archive is there before the last pair."""
+        return GenerateSettings(
+            count=self.pairs,
+            resolution=self.resolution,
+            batch_size=min(4, self.pairs),
+            part_size=4,
+            sampler=SamplerSpec(scheduler=Scheduler.DPM, steps=self.sampler_steps, initial_noise="shared"),
+            seed=self.seed,
+        )
+
+
+def run_demo(plan: DemoPlan, say: Say, on_progress: OnProgress) -> dict[str, Any]:
+    """Run the demo; returns the report that is its last line.
+
+    Stops its servers whatever happens, also on Ctrl-C and SIGTERM. Raises ``DemoFailed`` and every error on the way.
+    """
+    began = time.monotonic()
+    out = (plan.out or Path(tempfile.mkdtemp(prefix="cffa-demo-"))).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"[1/6] Pairs to learn from. Results go to {out}")
+    data = plan.data or _procedural_pairs(plan, out / "procedural-pairs", say, on_progress)
+    servers = Servers(
+        out / "home",
+        port=plan.port,
+        logs=out / "logs",
+        environment={"CFFA_DATABASE_URL": "", "CFFA_PUBLIC_URL": ""},
+        on_event=lambda name, text: say(f"      {name} {text}\n{_log_tail(servers, name)}"),
+        give_up=4,
+    )
+    say("[2/6] Starting the service on this machine: an API and a worker")
+    previous = signal.signal(signal.SIGTERM, _end)
+    try:
+        with servers, CffaClient(servers.url) as client:
+            servers.wait_ready()
+            say(f"      it is at {servers.url} while the demo runs")
+            _cancel_leftovers(client, say)
+            report = _work(plan, client, servers, data, out, say, on_progress)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    seconds = round(time.monotonic() - began, 1)
+    say(f"      done in {seconds:.0f} s; the service is stopped")
+    say(f"      look at it again with: cffa serve --home {out / 'home'}")
+    return {**report, "seconds": seconds, "url": report["url"]}
+
+
+def _work(
+    plan: DemoPlan,
+    client: CffaClient,
+    servers: Servers,
+    data: Path,
+    out: Path,
+    say: Say,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    say(f"[3/6] Uploading {data.name} over HTTP; the service checks every file")
+    dataset = client.upload_dataset(data, on_bytes=lambda done, total: on_progress("uploading", done, total))
+    say(f"      data set {dataset.id}: {dataset.pairs} pairs were taken in")
+
+    say(f"[4/6] Training job: dual_unet on the base `{plan.base}`, {plan.steps} steps at {plan.resolution} px")
+    training = client.submit_training(dataset.id, plan.training())
+    _follow(client, servers, training, on_progress)
+    model = client.model_of(training.id)
+    say(f"      model {model.id}")
+
+    settings = plan.generation()
+    say(f"[5/6] Generation job: {plan.pairs} new pairs, {settings.parts} parts, {settings.sampler.scheduler}")
+    generation = client.submit_generation(model.id, settings)
+    _follow(client, servers, generation, on_progress)
+
+    say("[6/6] Downloading the archive, checking every SHA-256 of its manifest, drawing the contact sheet")
+    path = out / "pairs.zip"
+    archive = client.download_archive(
+        generation.id, path, on_bytes=lambda done, total: on_progress("downloading", done, total)
+    )
+    manifest = verify_archive(path)
+    say(f"      {path.name}: {len(manifest['pairs'])} pairs, every size and SHA-256 is right")
+    sheet = _contact_sheet(path, manifest, out / "contact_sheet.png")
+    say(f"      contact sheet: {sheet}")
+    return {
+        "pairs": len(manifest["pairs"]),
+        "archive": str(path),
+        "sha256": archive.sha256,
+        "contact_sheet": str(sheet),
+        "url": f"{client.base_url}/v1/jobs/{generation.id}/archives",
+    }
+
+
+def _procedural_pairs(plan: DemoPlan, folder: Path, say: Say, on_progress: OnProgress) -> Path:
+    from cffa_core.data.phantom import write_phantoms
+
+    say(f"      drawing {PHANTOMS} procedural pairs (use --data for your own)")
+    write_phantoms(
+        folder, PHANTOMS, plan.seed, plan.resolution, lambda done, total: on_progress("drawing pairs", done, total)
+    )
+    return folder
+
+
+def _follow(client: CffaClient, servers: Servers, posted: Job, on_progress: OnProgress) -> None:
+    """Draw a job's progress to its end; raises :class:`DemoFailed` unless it succeeds."""
+    for job in client.watch(posted.id):
+        servers.check()
+        if job.progress.total:
+            on_progress(f"{job.kind}: {job.progress.stage}", job.progress.current, job.progress.total)
+    if job.state != "succeeded":
+        why = (job.error or {}).get("message") or job.reason or "no reason given"
+        raise DemoFailed(f"the {job.kind} job is {job.state}: {why}\n{_log_tail(servers, 'worker')}")
+
+
+def _cancel_leftovers(client: CffaClient, say: Say) -> None:
+    """An earlier demo with the same --out may have been interrupted: its jobs must not come first."""
+    for job in client.jobs():
+        if not job.terminal:
+            say(f"      cancelling job {job.id}, left by an earlier demo")
+            client.cancel(job.id)
+
+
+def _contact_sheet(archive: Path, manifest: dict[str, Any], path: Path) -> Path:
+    rows = []
+    with zipfile.ZipFile(archive) as members:
+
+        def pixels(name: str, mode: str) -> Any:
+            return np.asarray(Image.open(io.BytesIO(members.read(name))).convert(mode))
+
+        for pair in manifest["pairs"][:SHEET_ROWS]:
+            label = (f"pair {pair['index']}", f"seed {pair['seed']}")
+            rows.append(SheetRow(pixels(pair["cf"]["name"], "RGB"), pixels(pair["fa"]["name"], "L"), label))
+    return contact_sheet(rows, path, title="New pairs: dual_unet, shared initial noise")
+
+
+def _log_tail(servers: Servers, name: str) -> str:
+    return next((child.tail() for child in servers.children if child.name == name), "")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Write the report as the last line of standard output."""
+    sys.stderr.flush()
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()

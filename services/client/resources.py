@@ -1,0 +1,128 @@
+"""What the service says, as frozen values: jobs, data sets, models, archives, pairs.
+
+Fields this version does not know are kept (``model_extra``), so an older client shows what a newer service says.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.state import JobState
+
+T = TypeVar("T")
+
+
+class Resource(BaseModel):
+    """Base of everything the service returns."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Counts(Resource):
+    """Pairs of a generation job by outcome."""
+
+    requested: int = 0
+    generated: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+
+
+class Progress(Resource):
+    """How far a job is; ``eta_seconds`` is None until a rate was measured."""
+
+    stage: str
+    current: int
+    total: int
+    eta_seconds: float | None = None
+
+
+class Job(Resource):
+    """A job. ``terminal`` says that its state will not change by itself any more."""
+
+    id: str
+    kind: Kind
+    state: JobState
+    terminal: bool
+    version: int
+    priority: int = 0
+    spec: dict[str, Any]
+    created_at: datetime
+    entered: dict[str, datetime] = {}
+    counts: Counts = Counts()
+    progress: Progress
+    queue_position: int | None = None
+    reason: str | None = None
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+
+
+class Dataset(Resource):
+    """A data set that was taken in; ``pairs`` counts its pairs."""
+
+    id: str
+    name: str
+    digest: str
+    pairs: int
+    created_at: datetime
+
+
+class Model(Resource):
+    """A trained model, product of the training job ``job_id``."""
+
+    id: str
+    job_id: str
+    digest: str
+    method: str | None = None
+    base: str | None = None
+    step: int | None = None
+    created_at: datetime
+
+
+class Archive(Resource):
+    """A zip to download; ``number`` is the part it holds, None for the archive of the whole job."""
+
+    number: int | None
+    pairs: int
+    filename: str
+    bytes: int
+    sha256: str
+    url: str
+    expires_at: datetime
+
+
+class Archives(Resource):
+    """Archives of the parts that are done, and of the whole job once it has succeeded."""
+
+    parts: list[Archive]
+    whole: Archive | None = None
+
+
+class Image(Resource):
+    """One PNG of a made pair."""
+
+    name: str
+    size: int
+    sha256: str
+    url: str
+
+
+class Pair(Resource):
+    """One made pair."""
+
+    index: int
+    part: int
+    seed: int
+    cf: Image
+    fa: Image
+
+
+class Page(Resource, Generic[T]):
+    """One page of a listing."""
+
+    items: list[T]
+    next_page_token: str | None = None
