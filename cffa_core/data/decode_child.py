@@ -1,8 +1,8 @@
 """The process in which images of strangers are decoded; a script of its own that imports nothing of CFFA.
 
 Started by ``decoding.Decoder`` as ``python -I decode_child.py MEMORY_BYTES``. It reads requests from standard input,
-one JSON line followed by raw bytes, and answers each the same way. Address space, core dumps and file writes are limited,
-and every request runs against an alarm that kills the process: whatever a file does, it does it here.
+one JSON line followed by raw bytes, and answers each the same way. Address space, core dumps and file writes are
+limited, and every request runs against an alarm that kills the process: whatever a file does, it does it here.
 """
 
 from __future__ import annotations

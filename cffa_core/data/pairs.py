@@ -188,7 +188,7 @@ def dihedral(pair: Pair, k: int) -> Pair:
 
 
 def turn(x: torch.Tensor, k: int) -> torch.Tensor:
-    """``k % 4`` quarter turns of the last two axes, mirrored first for ``k >= 4``. Raises ``ValueError`` if not 0..7."""
+    """``k % 4`` quarter turns of the last two axes, mirrored first for ``k >= 4``. ``ValueError`` if not 0..7."""
     if not 0 <= k < DIHEDRAL_VARIANTS:
         raise ValueError(f"k must be in 0..{DIHEDRAL_VARIANTS - 1}, not {k}")
     mirrored = torch.flip(x, dims=(-1,)) if k >= math.ceil(DIHEDRAL_VARIANTS / 2) else x
