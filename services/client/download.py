@@ -17,7 +17,6 @@ import httpx
 from cffa_core.errors import CorruptArtifact, StorageUnavailable
 from services.client.problems import ApiError, ServiceUnreachable, from_response
 
-BLOCK = 1 << 18
 TRIES = 6
 OnBytes = Callable[[int, int], None]
 
@@ -84,7 +83,7 @@ def _receive(
         received = have if resumed else 0
         try:
             with part.open("ab" if resumed else "wb") as file:
-                for block in response.iter_raw(BLOCK):
+                for block in response.iter_raw():
                     file.write(block)
                     received += len(block)
                     if received > size:
