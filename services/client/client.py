@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from cffa_core.errors import Conflict, NotFound
+from cffa_core.errors import NotFound
 from cffa_core.jobs.spec import GenerateSettings, Kind, TrainSettings
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
@@ -49,6 +49,7 @@ class CffaClient:
             base_url=base_url, headers=headers, timeout=timeout, transport=transport, follow_redirects=True
         )
         self._retries = retries
+        self._answered = False
 
     @property
     def base_url(self) -> str:
@@ -69,19 +70,30 @@ class CffaClient:
 
     # Data sets and models
 
-    def upload_dataset(self, path: Path, name: str | None = None, on_bytes: OnBytes | None = None) -> Dataset:
+    def upload_dataset(
+        self,
+        path: Path,
+        name: str | None = None,
+        on_bytes: OnBytes | None = None,
+        *,
+        eye_pattern: str | None = None,
+    ) -> Dataset:
         """Send a folder (zipped while it is sent) or zip of pairs; ``on_bytes(sent, total)`` counts.
 
-        Raises ``InvalidDataset`` with every problem of every file, ``NotFound`` if ``path`` does not exist.
+        ``eye_pattern`` is a regular expression: pairs whose names give the same match are one eye. Raises
+        ``InvalidDataset`` with every problem of every file, ``NotFound`` if ``path`` does not exist.
         """
         key = _new_key()
+        fields = {"name": name or path.resolve().stem}
+        if eye_pattern is not None:
+            fields["eye_pattern"] = eye_pattern
 
         def send() -> httpx.Response:
             files = {"file": (f"{path.resolve().stem}.zip", upload.Body(path, on_bytes), "application/zip")}
             return self._http.post(
                 "/v1/datasets",
                 files=files,  # type: ignore[arg-type]  # httpx only ever calls read()
-                data={"name": name or path.resolve().stem},
+                data=fields,
                 headers={"Idempotency-Key": key},
                 timeout=httpx.Timeout(30.0, read=3600.0),
             )
@@ -109,9 +121,8 @@ class CffaClient:
         result = self.job(job_id).result or {}
         if isinstance(model_id := result.get("model_id"), str):
             return self.model(model_id)
-        for model in self.models():
-            if model.job_id == job_id:
-                return model
+        for model in self._pages("/v1/models", Model, {"job_id": job_id}):
+            return model
         raise NotFound(f"job {job_id} has left no model")
 
     # Jobs
@@ -170,7 +181,7 @@ class CffaClient:
 
     def retry(self, job_id: str) -> Job:
         """Put a failed or cancelled job back into the queue; what it has done is kept."""
-        return self._act(job_id, "retry")
+        return self._act(job_id, "retry", repeatable=False)
 
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its products; raises ``Conflict`` while it is not terminal."""
@@ -199,7 +210,8 @@ class CffaClient:
         """Download the whole archive (or that of one part) to ``target``: a file, or a folder to put it into.
 
         A broken download goes on where it stopped, in this call or the next. The file appears only when size and
-        SHA-256 are right. Raises ``Conflict`` while the archive is not there yet, ``CorruptArtifact``.
+        SHA-256 are right. Raises ``Conflict`` while the archive is not made yet, ``NotFound`` if it never will be,
+        ``CorruptArtifact``.
         """
         archive = self._archive(job_id, part)
         if target.is_dir():
@@ -216,12 +228,7 @@ class CffaClient:
         return archive
 
     def _archive(self, job_id: str, part: int | None) -> Archive:
-        archives = self.archives(job_id)
-        found = archives.whole if part is None else next((a for a in archives.parts if a.number == part), None)
-        if found is None:
-            what = "the archive of the whole job" if part is None else f"the archive of part {part}"
-            raise Conflict(f"{what} is not there yet; finished parts: {[a.number for a in archives.parts]}")
-        return found
+        return self._get(f"/v1/jobs/{job_id}/archives/{'all' if part is None else part}", Archive)
 
     # Transport
 
@@ -235,8 +242,8 @@ class CffaClient:
         response = self._sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
         return Job.model_validate_json(response.content)
 
-    def _act(self, job_id: str, action: str) -> Job:
-        response = self._sent(lambda: self._http.post(f"/v1/jobs/{job_id}:{action}"), repeatable=False)
+    def _act(self, job_id: str, action: str, *, repeatable: bool = True) -> Job:
+        response = self._sent(lambda: self._http.post(f"/v1/jobs/{job_id}:{action}"), repeatable=repeatable)
         return Job.model_validate_json(response.content)
 
     def _poll(self, job_id: str, etag: str | None, seconds: float) -> httpx.Response:
@@ -268,11 +275,14 @@ class CffaClient:
             try:
                 response = send()
             except httpx.TransportError as error:
-                if last or not (repeatable or isinstance(error, httpx.ConnectError)):
+                # Nobody there at the very first request is a wrong address, not a restart.
+                absent = isinstance(error, httpx.ConnectError) and not self._answered
+                if last or absent or not (repeatable or isinstance(error, httpx.ConnectError)):
                     raise ServiceUnreachable(
                         f"no answer from {self.base_url}: {error or type(error).__name__}"
                     ) from error
             else:
+                self._answered = True
                 if not response.is_error:
                     return response
                 problem = from_response(response)

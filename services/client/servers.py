@@ -26,6 +26,7 @@ from cffa_core.errors import CffaError
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 STEADY_SECONDS = 60.0
+REFUSED = 2  # exit code of a child that may not start with these settings: starting it again would not help
 
 
 class PortInUse(CffaError):
@@ -118,7 +119,8 @@ class Servers:
 
     ``on_event(name, text)`` hears of deaths and restarts. With ``logs`` the children write ``NAME.log`` there,
     otherwise to this process's standard error. A child that dies is restarted after 0.5 s, 1 s, 2 s ... 30 s; after
-    ``give_up`` deaths in a row (none of them after a steady minute) :meth:`check` raises :class:`ServerDied`.
+    ``give_up`` deaths in a row (none of them after a steady minute), or when it refuses to start, :meth:`check` raises
+    :class:`ServerDied`.
     """
 
     def __init__(
@@ -181,16 +183,18 @@ class Servers:
         self._watcher.start()
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Return when the API answers ``/readyz``; raises :class:`ServerDied` if it does not within ``timeout`` s."""
+        """Return when the API answers ``/readyz``; raises :class:`ServerDied` after ``timeout`` s or three deaths."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             self.check()
+            if self.children[0].deaths >= 3:
+                break
             try:
                 with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise self._died(self.children[0], f"the API was not ready after {timeout:.0f} s")
+        raise self._died(self.children[0], "the API does not become ready")
 
     def check(self) -> None:
         """Raise :class:`ServerDied` if a child was given up."""
@@ -261,6 +265,9 @@ class Servers:
         child.deaths = 1 if now - child.started > STEADY_SECONDS else child.deaths + 1
         if child.deaths >= self._give_up:
             self._failure = self._died(child, f"{child.name} died {child.deaths} times in a row")
+            return
+        if code == REFUSED:
+            self._failure = self._died(child, f"{child.name} refuses to start; its log says why")
             return
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (child.deaths - 1))
         child.due = now + delay

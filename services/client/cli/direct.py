@@ -24,9 +24,7 @@ Device = Annotated[str, typer.Option(envvar="CFFA_DEVICE", help="auto | cpu | cu
 @dataset.command("check")
 def dataset_check(
     path: Pairs,
-    eye_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression whose first group is the eye in a pair's name.")
-    ] = None,
+    eye_pattern: options.EyePattern = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a folder or zip as an upload would; names every problem of every file, takes nothing in."""

@@ -17,13 +17,23 @@ def serve(
         "cffa-home"
     ),
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    allow_remote: Annotated[
+        bool, typer.Option(help="Listen beyond this machine, without keys: whoever reaches it may use it.")
+    ] = False,
 ) -> None:
     """Run the API and a worker on this machine until Ctrl-C; both are restarted if they die."""
     import signal
 
     from services.client.servers import Servers
 
-    servers = Servers(home, host=host, port=port, workers=workers, on_event=lambda name, text: say(f"[{name}] {text}"))
+    servers = Servers(
+        home,
+        host=host,
+        port=port,
+        workers=workers,
+        environment={"CFFA_ALLOW_REMOTE": "true"} if allow_remote else {},
+        on_event=lambda name, text: say(f"[{name}] {text}"),
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: servers.interrupt())
     with servers:

@@ -178,13 +178,16 @@ def download(
 def upload(
     source: Annotated[Path, typer.Argument(metavar="PATH", help="Folder or zip of pairs.")],
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
+    eye_pattern: options.EyePattern = None,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
     """Upload a folder or zip of pairs; every problem of every file is named if it is refused."""
     with options.connect(url, api_key) as client, progress_bars() as bars:
-        dataset = client.upload_dataset(source, name, lambda done, total: bars("uploading", done, total))
+        dataset = client.upload_dataset(
+            source, name, lambda done, total: bars("uploading", done, total), eye_pattern=eye_pattern
+        )
     if as_json:
         print_json(dataset.model_dump(mode="json"))
     else:

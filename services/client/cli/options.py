@@ -35,6 +35,9 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field, e.g. loss.hf_lambda=0.2; may be repeated."),
 ]
+EyePattern = Annotated[
+    str | None, typer.Option(help="Regular expression: pairs whose names give the same match are one eye.")
+]
 Base = Annotated[str | None, typer.Option(help="Base model: `tiny`, a hub id, or a folder in CFFA_MODELS_DIR.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels, a multiple of 8.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
