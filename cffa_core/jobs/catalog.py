@@ -1,0 +1,128 @@
+"""Statements on data sets, models and workers; each function takes the caller's open connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from cffa_core.errors import NotFound
+from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, WorkerRecord
+from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
+from cffa_core.jobs.schema import clock, datasets, models, workers
+from cffa_core.storage.manifest import stored_to_json
+
+
+def add_dataset(
+    connection: sa.Connection,
+    owner: str,
+    *,
+    dataset_id: str,
+    name: str,
+    digest: str,
+    pairs: int,
+    report: dict[str, Any],
+    stored: StoredFiles,
+) -> Dataset:
+    """See :meth:`JobStore.add_dataset`."""
+    connection.execute(
+        datasets.insert().values(
+            id=dataset_id,
+            owner=owner,
+            name=name,
+            digest=digest,
+            pairs=pairs,
+            report=report,
+            stored=stored_to_json(stored),
+            created_at=clock(),
+        )
+    )
+    return get_dataset(connection, owner, dataset_id)
+
+
+def get_dataset(connection: sa.Connection, owner: str, dataset_id: str) -> Dataset:
+    """See :meth:`JobStore.get_dataset`."""
+    row = connection.execute(
+        sa.select(datasets).where(datasets.c.id == dataset_id, datasets.c.owner == owner)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"no data set {dataset_id}")
+    return dataset_of(row)
+
+
+def list_datasets(connection: sa.Connection, owner: str, page_size: int, page_token: str | None) -> Page[Dataset]:
+    """See :meth:`JobStore.list_datasets`."""
+    size, below = page_limits(page_size, page_token)
+    query = sa.select(datasets).where(datasets.c.owner == owner).order_by(datasets.c.number.desc()).limit(size + 1)
+    if below is not None:
+        query = query.where(datasets.c.number < below)
+    rows = connection.execute(query).all()
+    return as_page([dataset_of(row) for row in rows], [row.number for row in rows], size)
+
+
+def add_model(connection: sa.Connection, owner: str, job_id: str, model: NewModel) -> str:
+    """Make the product of a training job visible; returns its new id."""
+    model_id = new_id("mdl")
+    connection.execute(
+        models.insert().values(
+            id=model_id,
+            owner=owner,
+            job_id=job_id,
+            digest=model.digest,
+            card=model.card,
+            stored=stored_to_json(model.stored),
+            created_at=clock(),
+        )
+    )
+    return model_id
+
+
+def get_model(connection: sa.Connection, owner: str, model_id: str) -> Model:
+    """See :meth:`JobStore.get_model`."""
+    row = connection.execute(sa.select(models).where(models.c.id == model_id, models.c.owner == owner)).one_or_none()
+    if row is None:
+        raise NotFound(f"no model {model_id}")
+    return model_of(row)
+
+
+def list_models(
+    connection: sa.Connection, owner: str, job_id: str | None, page_size: int, page_token: str | None
+) -> Page[Model]:
+    """See :meth:`JobStore.list_models`."""
+    size, below = page_limits(page_size, page_token)
+    query = sa.select(models).where(models.c.owner == owner).order_by(models.c.number.desc()).limit(size + 1)
+    if job_id is not None:
+        query = query.where(models.c.job_id == job_id)
+    if below is not None:
+        query = query.where(models.c.number < below)
+    rows = connection.execute(query).all()
+    return as_page([model_of(row) for row in rows], [row.number for row in rows], size)
+
+
+def register_worker(connection: sa.Connection, worker_id: str, info: dict[str, Any]) -> None:
+    """See :meth:`JobStore.register_worker`."""
+    remove_worker(connection, worker_id)
+    connection.execute(workers.insert().values(id=worker_id, info=info, started_at=clock(), seen_at=clock()))
+
+
+def remove_worker(connection: sa.Connection, worker_id: str) -> None:
+    """See :meth:`JobStore.remove_worker`."""
+    connection.execute(workers.delete().where(workers.c.id == worker_id))
+
+
+def heartbeat(connection: sa.Connection, worker_id: str) -> None:
+    """See :meth:`JobStore.heartbeat`."""
+    if connection.execute(workers.update().where(workers.c.id == worker_id).values(seen_at=clock())).rowcount != 1:
+        raise NotFound(f"no worker {worker_id}: it must register again")
+
+
+def list_workers(connection: sa.Connection, seen_within: float | None) -> list[WorkerRecord]:
+    """See :meth:`JobStore.list_workers`."""
+    idle = (clock() - workers.c.seen_at).label("idle")
+    query = sa.select(workers, idle).order_by(workers.c.started_at, workers.c.id)
+    if seen_within is not None:
+        query = query.where(workers.c.seen_at >= clock() - seen_within)
+    return [
+        WorkerRecord(row.id, row.info, moment(row.started_at), moment(row.seen_at), max(0.0, row.idle))
+        for row in connection.execute(query)
+    ]

@@ -1,0 +1,207 @@
+"""What an owner does with jobs: create, cancel, pause, resume, retry, delete.
+
+Each function takes the caller's open write transaction. How workers take and finish units is in ``claims``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+from cffa_core.errors import Conflict, InvalidSpec, NotFound, Problem
+from cffa_core.jobs.catalog import get_dataset, get_model
+from cffa_core.jobs.locked import LockedJob
+from cffa_core.jobs.rows import new_id
+from cffa_core.jobs.schema import checkpoints, clock, idempotency, jobs, models, owners, units
+from cffa_core.jobs.spec import SPEC_VERSION, GenerationSpec, JobSpec, TrainingSpec
+from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState
+
+
+def create(
+    connection: sa.Connection, owner: str, spec: JobSpec, priority: int, idempotency_key: str | None
+) -> tuple[str, bool]:
+    """See :meth:`JobStore.create_job`; returns the job's id and whether it is new."""
+    body = spec.model_dump(mode="json")
+    digest = hashlib.sha256(json.dumps([body, priority], sort_keys=True).encode()).hexdigest()
+    if idempotency_key is not None:
+        known = _replayed(connection, owner, idempotency_key, digest)
+        if known is not None:
+            return known, False
+    _check_inputs(connection, owner, spec)
+    if connection.scalar(sa.select(owners.c.owner).where(owners.c.owner == owner)) is None:
+        connection.execute(owners.insert().values(owner=owner, served_turn=0))
+    job_id = new_id("job")
+    now = connection.scalar(sa.select(clock()))
+    connection.execute(
+        jobs.insert().values(
+            id=job_id,
+            owner=owner,
+            kind=spec.kind.value,
+            spec=body,
+            spec_version=SPEC_VERSION,
+            state=JobState.QUEUED.value,
+            version=0,
+            priority=priority,
+            created_at=now,
+            entered={JobState.QUEUED.value: now},
+            last_seq=0,
+            requested=spec.count if isinstance(spec, GenerationSpec) else 0,
+            generated=0,
+            busy_seconds=0.0,
+        )
+    )
+    if isinstance(spec, TrainingSpec):
+        connection.execute(units.insert(), [new_unit(job_id, UnitKind.TRAIN, 0)])
+    else:
+        connection.execute(units.insert(), [new_unit(job_id, UnitKind.PART, part) for part in range(spec.parts)])
+    if idempotency_key is not None:
+        connection.execute(
+            idempotency.insert().values(owner=owner, key=idempotency_key, body_sha256=digest, job_id=job_id)
+        )
+    job = LockedJob.take(connection, job_id)
+    job.note("created", kind=spec.kind.value)
+    job.save()
+    return job_id, True
+
+
+def new_unit(job_id: str, kind: UnitKind, index: int) -> dict[str, Any]:
+    """Columns of a unit that waits for its first claim."""
+    return {
+        "id": new_id("unit"),
+        "job_id": job_id,
+        "kind": kind.value,
+        "idx": index,
+        "state": UnitState.QUEUED.value,
+        "attempt": 0,
+        "crashes": 0,
+        "crashes_since_result": 0,
+        "expiries": 0,
+        "current": 0,
+        "total": 0,
+        "pace_from": 0,
+    }
+
+
+def _replayed(connection: sa.Connection, owner: str, key: str, digest: str) -> str | None:
+    row = connection.execute(
+        sa.select(idempotency).where(idempotency.c.owner == owner, idempotency.c.key == key)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.body_sha256 != digest:
+        problem = Problem(
+            "Idempotency-Key",
+            "idempotency_key_reused",
+            f"the idempotency key {key!r} was used with another request; use a new key",
+        )
+        raise Conflict(problem.message, problems=(problem,))
+    return str(row.job_id)
+
+
+def _check_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> None:
+    try:
+        if isinstance(spec, TrainingSpec):
+            pointer = "/dataset_id"
+            get_dataset(connection, owner, spec.dataset_id)
+        else:
+            pointer = "/model_id"
+            get_model(connection, owner, spec.model_id)
+    except NotFound as error:
+        problem = Problem(pointer, "not_found", f"{error.message}; name one of your own")
+        raise InvalidSpec("the job specification names something that does not exist", problems=(problem,)) from error
+
+
+def cancel(connection: sa.Connection, owner: str, job_id: str) -> None:
+    """See :meth:`JobStore.cancel_job`."""
+    job = LockedJob.take(connection, job_id, owner)
+    if job.state in (JobState.CANCELING, JobState.CANCELED):
+        return
+    if job.state in TERMINAL:
+        raise Conflict(f"job {job_id} is {job.state.value}; only an unfinished job can be cancelled")
+    if job.state in (JobState.QUEUED, JobState.PAUSED):
+        job.move(JobState.CANCELED)
+    else:
+        job.move(JobState.CANCELING)
+    job.settle()
+    job.save()
+
+
+def pause(connection: sa.Connection, owner: str, job_id: str) -> None:
+    """See :meth:`JobStore.pause_job`."""
+    job = LockedJob.take(connection, job_id, owner)
+    if job.state in (JobState.PAUSING, JobState.PAUSED):
+        return
+    if job.state is JobState.QUEUED:
+        job.move(JobState.PAUSED)
+    elif job.state is JobState.RUNNING:
+        job.move(JobState.PAUSING)
+    else:
+        raise Conflict(f"job {job_id} is {job.state.value}; only a queued or running job can be paused")
+    job.settle()
+    job.save()
+
+
+def resume(connection: sa.Connection, owner: str, job_id: str) -> None:
+    """See :meth:`JobStore.resume_job`."""
+    job = LockedJob.take(connection, job_id, owner)
+    if job.state in CLAIMABLE:
+        return
+    if job.state is not JobState.PAUSED:
+        raise Conflict(f"job {job_id} is {job.state.value}; only a paused job can be resumed")
+    job.move(JobState.QUEUED)
+    job.settle()
+    job.save()
+
+
+def retry(connection: sa.Connection, owner: str, job_id: str) -> None:
+    """See :meth:`JobStore.retry_job`."""
+    job = LockedJob.take(connection, job_id, owner)
+    if job.state not in (JobState.FAILED, JobState.CANCELED):
+        raise Conflict(f"job {job_id} is {job.state.value}; only a failed or canceled job can be retried")
+    connection.execute(
+        units.update()
+        .where(
+            units.c.job_id == job_id,
+            units.c.state.in_([UnitState.FAILED.value, UnitState.CANCELED.value]),
+        )
+        .values(state=UnitState.QUEUED.value, crashes=0, crashes_since_result=0, expiries=0)
+    )
+    job.set(reason=None, error=None)
+    job.move(JobState.QUEUED, reason="retry")
+    job.settle()
+    job.save()
+
+
+def delete(connection: sa.Connection, owner: str, job_id: str) -> tuple[str, ...]:
+    """See :meth:`JobStore.delete_job`."""
+    job = LockedJob.take(connection, job_id, owner)
+    if job.state not in TERMINAL:
+        raise Conflict(f"job {job_id} is {job.state.value}; cancel it before deleting it")
+    own = sa.select(units.c.id).where(units.c.job_id == job_id)
+    if connection.scalar(own.where(units.c.state == UnitState.RUNNING.value).limit(1)) is not None:
+        raise Conflict(f"a worker is still stopping its work on job {job_id}; try again in a moment")
+    pointed = pointed_keys(connection, job_id)
+    kept = _model_keys(connection, job_id)
+    connection.execute(jobs.delete().where(jobs.c.id == job_id))
+    return tuple(sorted(pointed - kept))
+
+
+def pointed_keys(connection: sa.Connection, job_id: str) -> set[str]:
+    """Storage keys that rows of a job point to: units, checkpoints and the model it made."""
+    lists = [
+        *connection.scalars(sa.select(units.c.stored).where(units.c.job_id == job_id, units.c.stored.is_not(None))),
+        *connection.scalars(
+            sa.select(checkpoints.c.stored)
+            .join(units, units.c.id == checkpoints.c.unit_id)
+            .where(units.c.job_id == job_id)
+        ),
+    ]
+    return {item["key"] for files in lists for item in files.values()} | _model_keys(connection, job_id)
+
+
+def _model_keys(connection: sa.Connection, job_id: str) -> set[str]:
+    files = connection.scalar(sa.select(models.c.stored).where(models.c.job_id == job_id))
+    return {item["key"] for item in (files or {}).values()}

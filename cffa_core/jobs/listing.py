@@ -1,0 +1,216 @@
+"""Reading jobs and what belongs to them; nothing here changes a row.
+
+Each function takes the caller's open read transaction, so that one answer is one consistent view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from cffa_core.errors import NotFound
+from cffa_core.jobs.pace import UnitPace, Waiting, job_progress, queue_positions
+from cffa_core.jobs.records import Checkpoint, Counts, Event, Job, Page, Part, QueueCounts
+from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
+from cffa_core.jobs.schema import checkpoints as checkpoint_rows
+from cffa_core.jobs.schema import events as event_rows
+from cffa_core.jobs.schema import jobs, owners, units
+from cffa_core.jobs.schema import metrics as metric_rows
+from cffa_core.jobs.spec import Kind, parse_spec
+from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
+
+
+def get_job(connection: sa.Connection, owner: str, job_id: str) -> Job:
+    """See :meth:`JobStore.get_job`."""
+    return _jobs_of(connection, [_row(connection, owner, job_id)])[0]
+
+
+def _row(connection: sa.Connection, owner: str, job_id: str) -> sa.Row[Any]:
+    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner)).one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id}")
+    return row
+
+
+def list_jobs(
+    connection: sa.Connection,
+    owner: str,
+    kind: Kind | None,
+    state: JobState | None,
+    page_size: int,
+    page_token: str | None,
+) -> Page[Job]:
+    """See :meth:`JobStore.list_jobs`."""
+    size, below = page_limits(page_size, page_token)
+    query = sa.select(jobs).where(jobs.c.owner == owner).order_by(jobs.c.number.desc()).limit(size + 1)
+    if kind is not None:
+        query = query.where(jobs.c.kind == kind.value)
+    if state is not None:
+        query = query.where(jobs.c.state == state.value)
+    if below is not None:
+        query = query.where(jobs.c.number < below)
+    rows = connection.execute(query).all()
+    return as_page(_jobs_of(connection, rows), [row.number for row in rows], size)
+
+
+def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Job]:
+    """Job rows with what is computed on reading: progress, counts, queue position."""
+    work: dict[str, list[UnitPace]] = defaultdict(list)
+    moving = [row.id for row in rows if JobState(row.state) not in TERMINAL]
+    query = sa.select(units).where(
+        units.c.job_id.in_(moving),
+        units.c.kind != UnitKind.FINALIZE.value,
+        # A training job shows how far it got while it waits too; of a generation job only parts in hand matter.
+        sa.or_(units.c.state == UnitState.RUNNING.value, units.c.kind == UnitKind.TRAIN.value),
+    )
+    for unit in connection.execute(query) if moving else ():
+        work[unit.job_id].append(
+            UnitPace(
+                index=unit.idx,
+                live=unit.state == UnitState.RUNNING.value,
+                stage=unit.stage,
+                current=unit.current,
+                total=unit.total,
+                pace_from=unit.pace_from,
+                pace_since=unit.pace_since,
+                reported_at=unit.reported_at,
+            )
+        )
+    positions: dict[str, int] = {}
+    for kind in {row.kind for row in rows if row.state == JobState.QUEUED.value}:
+        positions |= _positions(connection, kind)
+    return [_job_of(row, work[row.id], positions.get(row.id)) for row in rows]
+
+
+def _job_of(row: sa.Row[Any], work: Sequence[UnitPace], position: int | None) -> Job:
+    spec, state = parse_spec(row.spec), JobState(row.state)
+    return Job(
+        id=row.id,
+        owner=row.owner,
+        kind=Kind(row.kind),
+        spec=spec,
+        spec_version=row.spec_version,
+        state=state,
+        version=row.version,
+        priority=row.priority,
+        created_at=moment(row.created_at),
+        entered={JobState(name): moment(at) for name, at in row.entered.items()},
+        counts=Counts(
+            requested=row.requested,
+            generated=row.generated,
+            failed=row.requested - row.generated if state is JobState.FAILED else 0,
+        ),
+        progress=job_progress(spec, state, row.generated, row.busy_seconds, work),
+        reason=row.reason,
+        error=row.error,
+        result=row.result,
+        numerics_key=row.numerics_key,
+        queue_position=position,
+    )
+
+
+def _positions(connection: sa.Connection, kind: str) -> dict[str, int]:
+    rows = connection.execute(
+        sa.select(jobs.c.id, jobs.c.owner, owners.c.served_turn, jobs.c.priority, jobs.c.number)
+        .join(owners, owners.c.owner == jobs.c.owner)
+        .where(jobs.c.kind == kind, jobs.c.state == JobState.QUEUED.value)
+    )
+    return queue_positions(Waiting(*row) for row in rows)
+
+
+def events(connection: sa.Connection, owner: str, job_id: str, after_seq: int, limit: int) -> list[Event]:
+    """See :meth:`JobStore.events`."""
+    _row(connection, owner, job_id)
+    query = (
+        sa.select(event_rows)
+        .where(event_rows.c.job_id == job_id, event_rows.c.seq > after_seq)
+        .order_by(event_rows.c.seq)
+        .limit(limit)
+    )
+    return [event_of(row) for row in connection.execute(query)]
+
+
+def metrics(
+    connection: sa.Connection, owner: str, job_id: str, key: str | None, since_step: int | None
+) -> list[tuple[int, dict[str, float]]]:
+    """See :meth:`JobStore.metrics`."""
+    _row(connection, owner, job_id)
+    query = sa.select(metric_rows).where(metric_rows.c.job_id == job_id).order_by(metric_rows.c.step, metric_rows.c.key)
+    if key is not None:
+        query = query.where(metric_rows.c.key == key)
+    if since_step is not None:
+        query = query.where(metric_rows.c.step >= since_step)
+    steps: dict[int, dict[str, float]] = defaultdict(dict)
+    for row in connection.execute(query):
+        steps[row.step][row.key] = math.nan if row.value is None else row.value
+    return list(steps.items())
+
+
+def parts(
+    connection: sa.Connection, owner: str, job_id: str, kind: UnitKind | None, first: int, limit: int | None
+) -> list[Part]:
+    """See :meth:`JobStore.parts`."""
+    _row(connection, owner, job_id)
+    finalize_last = sa.case((units.c.kind == UnitKind.FINALIZE.value, 1), else_=0)
+    query = (
+        sa.select(units)
+        .where(units.c.job_id == job_id, units.c.state == UnitState.DONE.value, units.c.idx >= first)
+        .order_by(finalize_last, units.c.idx)
+        .limit(limit)
+    )
+    if kind is not None:
+        query = query.where(units.c.kind == kind.value)
+    return [part_of(row) for row in connection.execute(query)]
+
+
+def checkpoints(connection: sa.Connection, owner: str, job_id: str) -> list[Checkpoint]:
+    """See :meth:`JobStore.checkpoints`."""
+    _row(connection, owner, job_id)
+    query = (
+        sa.select(checkpoint_rows)
+        .join(units, units.c.id == checkpoint_rows.c.unit_id)
+        .where(units.c.job_id == job_id)
+        .order_by(checkpoint_rows.c.step)
+    )
+    return [checkpoint_of(row, job_id) for row in connection.execute(query)]
+
+
+def queue_summary(connection: sa.Connection) -> dict[Kind, QueueCounts]:
+    """See :meth:`JobStore.queue_summary`."""
+    counts: dict[tuple[str, str], int] = {
+        (kind, state): number
+        for kind, state, number in connection.execute(
+            sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).group_by(jobs.c.kind, jobs.c.state)
+        )
+    }
+    in_units: dict[tuple[str, str], int] = {
+        (kind, state): number
+        for kind, state, number in connection.execute(
+            sa.select(jobs.c.kind, units.c.state, sa.func.count())
+            .join(jobs, jobs.c.id == units.c.job_id)
+            .where(
+                sa.or_(
+                    units.c.state == UnitState.RUNNING.value,
+                    sa.and_(
+                        units.c.state == UnitState.QUEUED.value,
+                        jobs.c.state.not_in([JobState.PAUSED.value, JobState.PAUSING.value, JobState.CANCELING.value]),
+                    ),
+                )
+            )
+            .group_by(jobs.c.kind, units.c.state)
+        )
+    }
+    active = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
+    return {
+        kind: QueueCounts(
+            queued_jobs=counts.get((kind.value, JobState.QUEUED.value), 0),
+            active_jobs=sum(counts.get((kind.value, state.value), 0) for state in active),
+            waiting_units=in_units.get((kind.value, UnitState.QUEUED.value), 0),
+            running_units=in_units.get((kind.value, UnitState.RUNNING.value), 0),
+        )
+        for kind in Kind
+    }

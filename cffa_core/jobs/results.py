@@ -1,0 +1,113 @@
+"""What a worker writes with its claim: metrics, checkpoints, and the commit that finishes a unit.
+
+Every write is fenced: it must find its unit running under its own ``attempt``, a number that rises at each claim and
+never falls. The bytes are in object storage already; these rows make them visible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from cffa_core.jobs.catalog import add_model
+from cffa_core.jobs.lifecycle import new_unit
+from cffa_core.jobs.locked import take_claimed
+from cffa_core.jobs.records import Claim, NewModel, StoredFiles
+from cffa_core.jobs.schema import checkpoints, clock, jobs, metrics, units
+from cffa_core.jobs.state import UnitKind, UnitState
+from cffa_core.storage.manifest import stored_to_json
+
+KEPT_CHECKPOINTS = 3
+
+
+def add_metrics(connection: sa.Connection, held: Claim, step: int, values: Mapping[str, float]) -> None:
+    """See :meth:`JobStore.add_metrics`."""
+    take_claimed(connection, held)
+    if not values:
+        return
+    connection.execute(
+        metrics.delete().where(
+            metrics.c.job_id == held.job_id, metrics.c.step == step, metrics.c.key.in_(sorted(values))
+        )
+    )
+    connection.execute(
+        metrics.insert(),
+        [
+            {"job_id": held.job_id, "step": step, "key": key, "value": None if math.isnan(value) else float(value)}
+            for key, value in values.items()
+        ],
+    )
+
+
+def add_checkpoint(connection: sa.Connection, held: Claim, step: int, stored: StoredFiles) -> tuple[str, ...]:
+    """See :meth:`JobStore.add_checkpoint`."""
+    job, unit = take_claimed(connection, held)
+    own = checkpoints.c.unit_id == unit.id
+    older = connection.execute(sa.select(checkpoints).where(own).order_by(checkpoints.c.step.desc())).all()
+    kept = sorted({row.step for row in older} | {step}, reverse=True)[:KEPT_CHECKPOINTS]
+    superseded = [row for row in older if row.step == step or row.step not in kept]
+    connection.execute(
+        checkpoints.delete().where(own, checkpoints.c.step.in_([row.step for row in superseded] or [step]))
+    )
+    connection.execute(
+        checkpoints.insert().values(
+            unit_id=unit.id, step=step, attempt=held.attempt, stored=stored_to_json(stored), created_at=job.now
+        )
+    )
+    connection.execute(
+        units.update().where(units.c.id == unit.id).values(crashes=0, crashes_since_result=0, expiries=0)
+    )
+    job.note("checkpoint", step=step, attempt=held.attempt)
+    job.save()
+    new_keys = {info.key for info in stored.files.values()}
+    return tuple(sorted({item["key"] for row in superseded for item in row.stored.values()} - new_keys))
+
+
+def commit(
+    connection: sa.Connection,
+    held: Claim,
+    stored: StoredFiles,
+    info: dict[str, Any],
+    job_result: dict[str, Any] | None,
+    model: NewModel | None,
+) -> bool:
+    """See :meth:`JobStore.commit`; False means the job takes no results and the unit was freed instead."""
+    job, unit = take_claimed(connection, held)
+    if job.over:
+        job.free(unit.id)
+        job.note("refused", unit=unit.kind, index=unit.idx, attempt=held.attempt)
+        job.settle()
+        job.save()
+        return False
+    connection.execute(
+        units.update()
+        .where(units.c.id == unit.id)
+        .values(
+            state=UnitState.DONE.value,
+            stored=stored_to_json(stored),
+            info=info,
+            worker_id=None,
+            lease_expires_at=None,
+            finished_at=clock(),
+        )
+    )
+    job.note("committed", unit=unit.kind, index=unit.idx, attempt=held.attempt)
+    job.set(reason=None)
+    if held.kind is UnitKind.PART:
+        took = max(0.0, job.now - (unit.claimed_at or job.now))
+        job.set(generated=jobs.c.generated + len(info.get("pairs", ())), busy_seconds=jobs.c.busy_seconds + took)
+    if held.kind is UnitKind.FINALIZE:
+        result = dict(job_result or {})
+        if model is not None:
+            result["model_id"] = add_model(connection, held.owner, held.job_id, model)
+        job.set(result=result)
+    else:
+        unfinished = sa.select(units.c.id).where(units.c.job_id == held.job_id, units.c.state != UnitState.DONE.value)
+        if connection.scalar(unfinished.limit(1)) is None:
+            connection.execute(units.insert(), [new_unit(held.job_id, UnitKind.FINALIZE, 0)])
+    job.settle()
+    job.save()
+    return True
