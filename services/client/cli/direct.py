@@ -115,7 +115,7 @@ def train(
     from cffa_core.jobs.context import FolderContext
     from cffa_core.recipes.train import run_training
 
-    places = _settings()
+    places = options.settings()
     with progress_bars() as bars:
         context = FolderContext(out, bars)
         model = run_training(
@@ -174,7 +174,7 @@ def draw_pairs(model: Path, settings: Any, out: Path, *, base: str | None, devic
     from cffa_core.jobs.context import FolderContext
     from cffa_core.recipes.generate import generate_part, load_sampler
 
-    places = _settings()
+    places = options.settings()
     staging = out / ".part"
     pairs: list[dict[str, Any]] = []
     with progress_bars() as bars:
@@ -226,12 +226,6 @@ def _base_of(model: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelUnavailable(f"{model} is not a model folder (no readable model.json)") from error
     return str(name)
-
-
-def _settings() -> Settings:
-    from cffa_core.settings import Settings
-
-    return Settings()
 
 
 def _device(asked: str, places: Settings) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from services.client.cli import options
 from services.client.cli.terminal import err, progress_bars, say
 
 
@@ -26,6 +27,7 @@ def serve(
 
     from services.client.servers import Servers
 
+    options.settings()  # names what is wrong with the environment here, not in the logs of the children
     servers = Servers(
         home,
         host=host,

@@ -232,9 +232,14 @@ def register(app: typer.Typer) -> None:
 
 
 def follow(client: CffaClient, job_id: str) -> Job:
-    """Draw the progress of a job until it is terminal; returns it."""
+    """Say the states and draw the progress of a job until it is terminal; returns it."""
+    state = None
     with progress_bars() as bars:
         for job in client.watch(job_id):
+            if job.state != state:
+                state = job.state
+                place = f", {job.queue_position} before it" if job.queue_position else ""
+                say(f"{job.id}: {state}{place}")
             progress = job.progress
             if progress.total:
                 bars(progress.stage, progress.current, progress.total)
@@ -262,8 +267,6 @@ def _posted(client: CffaClient, job: Job, *, watch: bool, as_json: bool) -> None
 def _finished(job: Job, *, as_json: bool) -> None:
     if as_json:
         print_json(job.model_dump(mode="json"))
-    else:
-        say(f"{job.id}: {job.state}")
     if job.state != "succeeded":
         why = (job.error or {}).get("message") or job.reason or "no reason given"
         raise JobFailed(f"{job.id} is {job.state}: {why}")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cffa_core.errors import ModelUnavailable
+from services.client.cli import options
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, say
 
 base = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Base models.")
@@ -23,9 +24,8 @@ def base_info(
 ) -> None:
     """Show a base's parts, parameters, size, digest and model card."""
     from cffa_core.models.base import base_digest, find_base
-    from cffa_core.settings import Settings
 
-    folder, shown = find_base(name, models_dir=Settings().models_dir)
+    folder, shown = find_base(name, models_dir=options.settings().models_dir)
     parts = [_part(folder / part) for part in WEIGHTS]
     card = folder / "README.md"
     report = {

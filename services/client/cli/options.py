@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cffa_core.errors import InvalidSpec, Problem
+from cffa_core.errors import InvalidSettings, InvalidSpec, Problem
 
 if TYPE_CHECKING:
     from cffa_core.jobs.spec import GenerateSettings, TrainSettings
+    from cffa_core.settings import Settings
     from services.client.client import CffaClient
 
 Url = Annotated[
@@ -100,6 +101,22 @@ def reference(spec: Path | None, name: str, given: str | None) -> str:
         option = "--" + name.removesuffix("_id")
         raise InvalidSpec(f"the job needs {option} (or {name} in the file of --spec)")
     return found
+
+
+def settings() -> Settings:
+    """This machine's settings from the environment; raises ``InvalidSettings`` naming every bad variable."""
+    from pydantic import ValidationError
+
+    from cffa_core.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = tuple(
+            Problem("CFFA_" + "_".join(str(part) for part in item["loc"]).upper(), str(item["type"]), str(item["msg"]))
+            for item in error.errors()
+        )
+        raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error
 
 
 def connect(url: str, key: str) -> CffaClient:
