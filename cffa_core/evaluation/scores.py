@@ -21,6 +21,8 @@ MAX_SIDE = 1024  # larger images are scored at this side
 MIN_COMMON = 0.02  # of the grid; below this a pair shares too little to be scored
 NGF_SIGMA = 1.5
 MI_BINS = 32
+MI_SIGMA = 15.0  # wider than any vessel
+MI_GAIN = 32.0  # levels per standard deviation: +-4 of them fill a byte
 SHIFT_UPSAMPLING = 20
 WINDOW_SIGMA = 6.0
 
@@ -33,8 +35,9 @@ SCORES = (*HIGHER_IS_BETTER, SHIFT)
 class Features:
     """What scoring needs of one image, kept small: a set keeps those of all its images.
 
-    ``ridges`` (H, W) f16; ``normals`` (2, H, W) i8, the normalised gradient times 127; ``levels`` (H, W) u8; ``field``
-    (H, W) the field of view without its rim. ``scale`` is native pixels per pixel of these arrays.
+    ``ridges`` (H, W) f16; ``normals`` (2, H, W) i8, the normalised gradient times 127; ``levels`` (H, W) u8, the
+    high-passed grey values; ``field`` (H, W) the field of view without its rim. ``scale`` is native pixels per pixel of
+    these arrays.
     """
 
     ridges: npt.NDArray[np.float16]
@@ -54,7 +57,7 @@ def features(grey: Bytes, valid: Mask, *, dark_vessels: bool) -> Features:
     image = filled(grey, valid)
     field = interior(valid)
     ridges = ridge_map(image, dark=dark_vessels)
-    return Features(ridges.astype(np.float16), _normals(image, field), grey, field, scale)
+    return Features(ridges.astype(np.float16), _normals(image, field), _levels(image, field), field, scale)
 
 
 def pair_features(images: PairImages) -> tuple[Features, Features]:
@@ -73,6 +76,17 @@ def _normals(image: Map, field: Mask) -> npt.NDArray[np.int8]:
     size = np.sqrt((gradient**2).sum(axis=0))
     edge = float(size[field].mean()) if field.any() else 1.0
     return np.asarray(np.round(127 * gradient / np.sqrt(size**2 + edge**2 + 1e-12)), dtype=np.int8)
+
+
+def _levels(image: Map, field: Mask) -> Bytes:
+    """High-passed grey values in units of their own spread, as bytes.
+
+    Illumination is left out because it is smooth in both images whether they belong together or not: of 26 real pairs
+    23 have more mutual information of plain grey values than shuffled ones, and all 26 of these.
+    """
+    detail = image - cv2.GaussianBlur(image, (0, 0), MI_SIGMA * unit_of(image.shape))
+    spread = float(detail[field].std()) if field.any() else 0.0
+    return np.asarray(np.clip(128 + MI_GAIN * detail / max(spread, 1e-6), 0, 255), dtype=np.uint8)
 
 
 def compare(cf: Features, fa: Features) -> dict[str, float] | None:
@@ -138,8 +152,8 @@ def ngf(a: npt.NDArray[np.int8], b: npt.NDArray[np.int8], field: Mask) -> float:
 
 
 def mutual_information(a: Bytes, b: Bytes) -> float:
-    """Mutual information in nats of two samples of grey values, over 32 equally wide bins each."""
-    joint, _, _ = np.histogram2d(a, b, bins=MI_BINS)
+    """Mutual information in nats of two samples of bytes, over 32 equally wide bins each."""
+    joint, _, _ = np.histogram2d(a, b, bins=MI_BINS, range=((0, 256), (0, 256)))
     joint /= joint.sum()
     expected = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     some = joint > 0
