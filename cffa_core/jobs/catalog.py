@@ -1,4 +1,4 @@
-"""Statements on data sets, models and workers; each function takes the caller's open connection."""
+"""Statements on data sets, models, stored keys and workers; each function takes the caller's open connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, WorkerRecord
 from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
-from cffa_core.jobs.schema import clock, datasets, models, workers
+from cffa_core.jobs.schema import checkpoints, clock, datasets, models, units, workers
 from cffa_core.storage.manifest import stored_to_json
 
 
@@ -97,6 +97,25 @@ def list_models(
         query = query.where(models.c.number < below)
     rows = connection.execute(query).all()
     return as_page([model_of(row) for row in rows], [row.number for row in rows], size)
+
+
+def pointed_keys(connection: sa.Connection, job_id: str) -> set[str]:
+    """Storage keys that rows of a job point to: units, checkpoints and the model it made."""
+    lists = [
+        *connection.scalars(sa.select(units.c.stored).where(units.c.job_id == job_id, units.c.stored.is_not(None))),
+        *connection.scalars(
+            sa.select(checkpoints.c.stored)
+            .join(units, units.c.id == checkpoints.c.unit_id)
+            .where(units.c.job_id == job_id)
+        ),
+    ]
+    return {item["key"] for files in lists for item in files.values()} | model_keys(connection, job_id)
+
+
+def model_keys(connection: sa.Connection, job_id: str) -> set[str]:
+    """Storage keys of the model that a training job made; they outlive the job."""
+    files = connection.scalar(sa.select(models.c.stored).where(models.c.job_id == job_id))
+    return {item["key"] for item in (files or {}).values()}
 
 
 def register_worker(connection: sa.Connection, worker_id: str, info: dict[str, Any]) -> None:

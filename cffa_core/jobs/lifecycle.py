@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, InvalidSpec, NotFound, Problem
-from cffa_core.jobs.catalog import get_dataset, get_model
+from cffa_core.jobs.catalog import get_dataset, get_model, model_keys, pointed_keys
 from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.rows import new_id
-from cffa_core.jobs.schema import checkpoints, clock, idempotency, jobs, models, owners, units
+from cffa_core.jobs.schema import clock, idempotency, jobs, owners, units
 from cffa_core.jobs.spec import SPEC_VERSION, GenerationSpec, JobSpec, TrainingSpec
 from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState
 
@@ -184,24 +184,6 @@ def delete(connection: sa.Connection, owner: str, job_id: str) -> tuple[str, ...
     if connection.scalar(own.where(units.c.state == UnitState.RUNNING.value).limit(1)) is not None:
         raise Conflict(f"a worker is still stopping its work on job {job_id}; try again in a moment")
     pointed = pointed_keys(connection, job_id)
-    kept = _model_keys(connection, job_id)
+    kept = model_keys(connection, job_id)
     connection.execute(jobs.delete().where(jobs.c.id == job_id))
     return tuple(sorted(pointed - kept))
-
-
-def pointed_keys(connection: sa.Connection, job_id: str) -> set[str]:
-    """Storage keys that rows of a job point to: units, checkpoints and the model it made."""
-    lists = [
-        *connection.scalars(sa.select(units.c.stored).where(units.c.job_id == job_id, units.c.stored.is_not(None))),
-        *connection.scalars(
-            sa.select(checkpoints.c.stored)
-            .join(units, units.c.id == checkpoints.c.unit_id)
-            .where(units.c.job_id == job_id)
-        ),
-    ]
-    return {item["key"] for files in lists for item in files.values()} | _model_keys(connection, job_id)
-
-
-def _model_keys(connection: sa.Connection, job_id: str) -> set[str]:
-    files = connection.scalar(sa.select(models.c.stored).where(models.c.job_id == job_id))
-    return {item["key"] for item in (files or {}).values()}

@@ -13,8 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from cffa_core.errors import NotFound
+from cffa_core.jobs.catalog import pointed_keys
 from cffa_core.jobs.pace import UnitPace, Waiting, job_progress, queue_positions
-from cffa_core.jobs.records import Checkpoint, Counts, Event, Job, Page, Part, QueueCounts
+from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part, QueueCounts
 from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
@@ -177,6 +178,22 @@ def checkpoints(connection: sa.Connection, owner: str, job_id: str) -> list[Chec
         .order_by(checkpoint_rows.c.step)
     )
     return [checkpoint_of(row, job_id) for row in connection.execute(query)]
+
+
+def footprint(connection: sa.Connection, job_id: str) -> Footprint:
+    """See :meth:`JobStore.footprint`."""
+    exists = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
+    attempts: dict[tuple[UnitKind, int], tuple[int, bool]] = {}
+    names: dict[str, tuple[UnitKind, int]] = {}
+    for row in connection.execute(
+        sa.select(units.c.id, units.c.kind, units.c.idx, units.c.attempt, units.c.state).where(units.c.job_id == job_id)
+    ):
+        unit = (UnitKind(row.kind), row.idx)
+        attempts[unit] = (row.attempt, row.state == UnitState.RUNNING.value)
+        names[row.id] = unit
+        if unit[0] is not UnitKind.PART:
+            names[row.kind] = unit
+    return Footprint(exists, frozenset(pointed_keys(connection, job_id)), attempts, names)
 
 
 def queue_summary(connection: sa.Connection) -> dict[Kind, QueueCounts]:

@@ -169,6 +169,21 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What the record knows of a job's objects: keys that rows point to, and the newest attempt of each unit.
+
+    ``units``: (kind, index) -> (attempt, whether it is live); ``unit_names``: names that a unit goes by in keys (its
+    id and, for the kinds that occur once, the kind) -> (kind, index). ``keys`` holds a model's files even after its
+    job was deleted (``exists`` is False then).
+    """
+
+    exists: bool
+    keys: frozenset[str]
+    units: dict[tuple[UnitKind, int], tuple[int, bool]]
+    unit_names: dict[str, tuple[UnitKind, int]]
+
+
+@dataclass(frozen=True)
 class Event:
     """One line of a job's history; ``seq`` rises by one within a job."""
 

@@ -20,6 +20,7 @@ from cffa_core.jobs.records import (
     Claim,
     Dataset,
     Event,
+    Footprint,
     Job,
     Model,
     NewModel,
@@ -217,6 +218,11 @@ class JobStore:
         """Recorded checkpoints of a job, oldest step first (the newest three are kept)."""
         with self._db.read() as connection:
             return listing.checkpoints(connection, owner, job_id)
+
+    def footprint(self, job_id: str) -> Footprint:
+        """What the record knows of a job's objects, for the removal of orphans; any owner's, deleted jobs too."""
+        with self._db.read() as connection:
+            return listing.footprint(connection, job_id)
 
     # --- queue and workers ----------------------------------------------------------------------------------------
 
