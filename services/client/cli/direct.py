@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cffa_core.errors import InvalidDataset
+from cffa_core.errors import InvalidDataset, InvalidSpec
 from services.client.cli import options
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
@@ -165,13 +165,15 @@ def generate(
     if as_json:
         print_json({"out": str(out), "pairs": pairs})
     else:
-        rows = [(pair["index"], pair["seed"], pair["cf"]["name"], pair["fa"]["name"]) for pair in pairs]
+        names = [[pair[modality]["name"] if modality in pair else None for modality in ("cf", "fa")] for pair in pairs]
+        rows = [(pair["index"], pair["seed"], *named) for pair, named in zip(pairs, names, strict=True)]
         print_table(("pair", "seed", "CF", "FA"), rows)
 
 
 def draw_pairs(model: Path, settings: Any, out: Path, *, base: str | None, device: str) -> list[dict[str, Any]]:
     """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order."""
     from cffa_core.jobs.context import FolderContext
+    from cffa_core.methods.dual_unet import read_card
     from cffa_core.recipes.generate import generate_part, load_sampler
 
     places = options.settings()
@@ -181,14 +183,18 @@ def draw_pairs(model: Path, settings: Any, out: Path, *, base: str | None, devic
         context = FolderContext(out, bars)
         bars("loading the model", 0, 1)
         sampler = load_sampler(
-            settings, model, base or _base_of(model), _device(device, places), models_dir=places.models_dir
+            settings,
+            model,
+            base or read_card(model)["base"]["name"],
+            _device(device, places),
+            models_dir=places.models_dir,
         )
         bars("loading the model", 1, 1)
         for part in range(settings.parts):
             shutil.rmtree(staging, ignore_errors=True)
             report = generate_part(sampler, settings, part, staging, context)
             for pair in report["pairs"]:
-                for modality in ("cf", "fa"):
+                for modality in pair.keys() & {"cf", "fa"}:
                     target = out / pair[modality]["name"]
                     target.parent.mkdir(parents=True, exist_ok=True)
                     (staging / pair[modality]["name"]).replace(target)
@@ -204,6 +210,8 @@ def write_sheet(folder: Path, pairs: list[dict[str, Any]], sheet: Path, title: s
 
     from cffa_core.data.sheet import SheetRow, contact_sheet
 
+    if not all("cf" in pair and "fa" in pair for pair in pairs):
+        raise InvalidSpec("a contact sheet shows pairs; this model makes one modality only")
     rows = [
         SheetRow(
             np.asarray(Image.open(folder / pair["cf"]["name"]).convert("RGB")),
@@ -213,19 +221,6 @@ def write_sheet(folder: Path, pairs: list[dict[str, Any]], sheet: Path, title: s
         for pair in pairs
     ]
     contact_sheet(rows, sheet, title=title)
-
-
-def _base_of(model: Path) -> str:
-    """Name of the base a model folder was trained on."""
-    import json
-
-    from cffa_core.errors import ModelUnavailable
-
-    try:
-        name = json.loads((model / "model.json").read_text(encoding="utf-8"))["base"]["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelUnavailable(f"{model} is not a model folder (no readable model.json)") from error
-    return str(name)
 
 
 def _device(asked: str, places: Settings) -> str:

@@ -1,0 +1,158 @@
+"""The main job through the command line and the client, against the real service with the micro base at 64 px."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from cffa_core.errors import Conflict, InvalidDataset, InvalidSpec, NotFound
+from cffa_core.jobs.spec import GenerateSettings, TrainSettings
+from cffa_core.recipes.archive import verify_archive
+from services.client.cli import app
+from services.client.client import CffaClient
+from services.client.servers import Servers
+from tests.client.conftest import TRAINING
+
+MISSING = "job_00000000000000000000"
+
+
+def run(service: Servers, *arguments: str | Path) -> Result:
+    return CliRunner(env={"CFFA_URL": service.url}).invoke(app, [str(argument) for argument in arguments])
+
+
+def printed(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def training(service: Servers, pairs_folder: Path) -> dict[str, Any]:
+    """A finished training job, posted and watched by the command line."""
+    sets = [argument for field in TRAINING for argument in ("--set", field)]
+    posted = printed(run(service, "submit", "train", "--dataset", pairs_folder, *sets, "--json"))
+    assert posted["kind"] == "training"
+    return dict(printed(run(service, "watch", posted["id"], "--json")))
+
+
+@pytest.fixture(scope="session")
+def generation(service: Servers, training: dict[str, Any]) -> dict[str, Any]:
+    """A finished generation job of five pairs in parts of two."""
+    options = ("--count", "5", "--part-size", "2", "--batch-size", "2", "--resolution", "64", "--steps", "2")
+    result = run(service, "submit", "generate", "--model", training["id"], *options, "--watch", "--json")
+    return dict(printed(result))
+
+
+def test_a_trained_model_is_listed(client: CffaClient, training: dict[str, Any]) -> None:
+    assert training["state"] == "succeeded"
+    model = client.model_of(training["id"])
+    assert model.id in [listed.id for listed in client.models()]
+    assert (model.base, model.method, model.step is not None) == ("micro", "dual_unet", True)
+
+
+def test_the_archive_holds_what_was_asked_for(service: Servers, generation: dict[str, Any], tmp_path: Path) -> None:
+    report = printed(run(service, "download", generation["id"], "--out", tmp_path / "pairs.zip", "--json"))
+    manifest = verify_archive(tmp_path / "pairs.zip")
+    assert [pair["index"] for pair in manifest["pairs"]] == [0, 1, 2, 3, 4]
+    assert report["pairs"] == 5
+    assert report["bytes"] == (tmp_path / "pairs.zip").stat().st_size
+
+
+def test_a_part_can_be_downloaded_alone(service: Servers, generation: dict[str, Any], tmp_path: Path) -> None:
+    printed(run(service, "download", generation["id"], "--part", "2", "--out", tmp_path, "--json"))
+    (path,) = tmp_path.iterdir()
+    assert [pair["index"] for pair in verify_archive(path)["pairs"]] == [4]
+
+
+def test_pairs_and_archives_agree(client: CffaClient, generation: dict[str, Any], tmp_path: Path) -> None:
+    client.download_archive(generation["id"], tmp_path / "pairs.zip")
+    manifest = verify_archive(tmp_path / "pairs.zip")
+    pairs = list(client.pairs(generation["id"]))
+    assert [pair.cf.sha256 for pair in pairs] == [pair["cf"]["sha256"] for pair in manifest["pairs"]]
+    archives = client.archives(generation["id"])
+    assert [part.number for part in archives.parts] == [0, 1, 2]
+    assert archives.whole is not None
+
+
+def test_jobs_are_listed_as_json_and_as_a_table(
+    service: Servers, training: dict[str, Any], generation: dict[str, Any]
+) -> None:
+    listed = printed(run(service, "jobs", "--json"))
+    assert {training["id"], generation["id"]} <= {job["id"] for job in listed}
+    table = run(service, "jobs", "--kind", "generation", "--state", "succeeded").stdout
+    assert generation["id"] in table
+    assert training["id"] not in table
+
+
+def test_a_finished_job_takes_no_orders(service: Servers, client: CffaClient, generation: dict[str, Any]) -> None:
+    with pytest.raises(Conflict) as caught:
+        client.pause(generation["id"])
+    assert getattr(caught.value, "status", None) == 409
+    assert run(service, "cancel", generation["id"]).exit_code == 1
+
+
+def test_unknown_ids_are_not_found(client: CffaClient) -> None:
+    with pytest.raises(NotFound) as caught:
+        client.job(MISSING)
+    assert getattr(caught.value, "request_id", None)
+
+
+def test_a_spec_that_names_nothing_is_refused(client: CffaClient) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        client.submit_generation("mdl_00000000000000000000", GenerateSettings(count=1))
+    assert [problem.pointer for problem in caught.value.problems] == ["/model_id"]
+
+
+def test_a_bad_upload_names_every_file(
+    service: Servers, client: CffaClient, pairs_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("cf/a.png", "fa/a.png", "cf/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no picture")
+    before = len(list(client.datasets()))
+    with pytest.raises(InvalidDataset) as caught:
+        client.upload_dataset(tmp_path)
+    named = " ".join(problem.pointer for problem in caught.value.problems)
+    assert "a.png" in named
+    assert "b.png" in named
+    assert len(list(client.datasets())) == before
+    refused = run(service, "upload", tmp_path)
+    assert refused.exit_code == 1
+    assert "b.png" in refused.stderr
+
+
+class BreaksOnce(httpx.HTTPTransport):
+    """Delivers the first post, then loses its answer."""
+
+    broken = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if request.method == "POST" and not self.broken:
+            self.broken = True
+            response.close()
+            raise httpx.ReadError("the connection broke")
+        return response
+
+
+@pytest.fixture
+def breaking(service: Servers) -> Iterator[CffaClient]:
+    with CffaClient(service.url, transport=BreaksOnce()) as client:
+        yield client
+
+
+def test_a_post_whose_answer_was_lost_is_one_job(client: CffaClient, breaking: CffaClient, pairs_folder: Path) -> None:
+    dataset = client.upload_dataset(pairs_folder, "one job")
+    before = {job.id for job in client.jobs()}
+    job = breaking.submit_training(dataset.id, TrainSettings(base="micro", resolution=64, steps=100_000))
+    assert {job.id for job in client.jobs()} - before == {job.id}
+    client.cancel(job.id)
+    assert client.wait(job.id, timeout=60).state == "canceled"
+    client.delete(job.id)
+    with pytest.raises(NotFound):
+        client.job(job.id)
