@@ -16,23 +16,31 @@ from cffa_core.jobs.schema import clock, jobs, units
 from cffa_core.jobs.state import JobState, UnitState
 
 
-def release(connection: sa.Connection, held: Claim) -> None:
+def release(connection: sa.Connection, held: Claim, reason: str | None = None) -> None:
     """See :meth:`JobStore.release`."""
     job, unit = take_claimed(connection, held)
-    job.free(unit.id)
-    job.note("released", unit=unit.kind, index=unit.idx, attempt=held.attempt)
+    back = job.free(unit.id) is UnitState.QUEUED
+    job.note("released", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason)
+    if back and reason is not None:
+        job.set(reason=reason)
     job.settle()
     job.save()
 
 
 def crashed(
-    connection: sa.Connection, held: Claim, reason: str, made_progress: bool, max_crashes: int, max_between: int
+    connection: sa.Connection,
+    held: Claim,
+    reason: str,
+    made_progress: bool,
+    max_crashes: int,
+    max_between: int,
+    detail: str | None = None,
 ) -> bool:
     """See :meth:`JobStore.crashed`."""
     job, unit = take_claimed(connection, held)
     crashes = 0 if made_progress else unit.crashes + 1
     between = unit.crashes_since_result + 1
-    job.note("crashed", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason)
+    job.note("crashed", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason, detail=detail)
     counts = {"crashes": crashes, "crashes_since_result": between}
     alive = job.over or (crashes < max_crashes and between < max_between)
     if alive:

@@ -324,19 +324,25 @@ class JobStore:
             raise LeaseLost(f"job {claim.job_id} takes no more results")
         return self.get_job(claim.owner, claim.job_id)
 
-    def release(self, claim: Claim) -> None:
-        """Give a unit back without penalty: clean shutdown, cancel or pause obeyed."""
-        with self._db.write() as connection:
-            endings.release(connection, claim)
+    def release(self, claim: Claim, *, reason: str | None = None) -> None:
+        """Give a unit back without penalty: clean shutdown, cancel or pause obeyed.
 
-    def crashed(self, claim: Claim, reason: str, *, made_progress: bool) -> bool:
+        ``reason`` is shown with the job while it waits, e.g. that this worker cannot do it.
+        """
+        with self._db.write() as connection:
+            endings.release(connection, claim, reason)
+
+    def crashed(self, claim: Claim, reason: str, *, made_progress: bool, detail: str | None = None) -> bool:
         """Count a crash of the child; returns whether the unit will be tried again.
 
         ``made_progress`` means something durable since the last crash. Ten (``max_expiries``) crashes between two
         checkpoints end the unit whatever was reported: a unit that always dies at the same step must not run forever.
+        ``detail``, e.g. a traceback, goes to the job's history alone.
         """
         with self._db.write() as connection:
-            return endings.crashed(connection, claim, reason, made_progress, self._max_crashes, self._max_expiries)
+            return endings.crashed(
+                connection, claim, reason, made_progress, self._max_crashes, self._max_expiries, detail
+            )
 
     def fail(self, claim: Claim, code: str, message: str) -> None:
         """End the unit and its job with an error that no retry would cure."""

@@ -1,0 +1,68 @@
+"""The process in which units compute: ``python -m services.worker.child``, started by the supervisor only.
+
+It takes orders from its standard input and reports on its standard output until the pipe closes. A crash here, be it
+the system's memory killer or a fault inside a native library, costs one attempt and nothing else.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import traceback
+
+from cffa_core.errors import Cancelled, CffaError
+from cffa_core.settings import Settings
+from cffa_core.storage.open import open_store
+from services.worker.channel import Channel, die_with_parent, take_over_standard_streams
+from services.worker.execute import Executor
+from services.worker.job_context import UnitContext
+from services.worker.protocol import Failed, Stopped
+
+TRACEBACK_FRAMES = 6
+
+
+def serve(channel: Channel) -> None:
+    """Do one order after the other; the first one brings the settings. Untyped errors end the process."""
+    order = channel.next_order()
+    settings = Settings(**order.settings)
+    objects = open_store(settings)
+    executor = Executor(channel, objects, settings)
+    while True:
+        context = UnitContext(channel, objects, order)
+        try:
+            done = executor.run(order, context)
+            context.flush()
+            channel.send(done)
+        except Cancelled:
+            channel.send(Stopped())
+        except CffaError as error:
+            channel.send(_failed(error, executor, typed=error))
+        except Exception as error:
+            channel.send(_failed(error, executor, typed=None))
+            raise
+        del order, context
+        order = channel.next_order()
+
+
+def _failed(error: Exception, executor: Executor, typed: CffaError | None) -> Failed:
+    trace = traceback.TracebackException.from_exception(error)
+    if len(trace.stack) > TRACEBACK_FRAMES:
+        trace.stack[:-TRACEBACK_FRAMES] = []
+    return Failed(
+        code=typed.code if typed else None,
+        retryable=typed.retryable if typed else True,
+        message=typed.message if typed else f"{type(error).__name__}: {error}",
+        problems=typed.problems if typed else (),
+        traceback="".join(trace.format()),
+        prepared=executor.prepared,
+    )
+
+
+def main() -> None:
+    """Take over the standard streams and serve."""
+    faulthandler.enable()
+    die_with_parent()
+    serve(take_over_standard_streams())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""What each kind of unit does: fetch its inputs, run its recipe, store its products, say what was stored.
+
+This runs in the child. It reads and writes object storage and scratch folders, never the record; numeric libraries are
+imported only for units that compute, so a finalize unit starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cffa_core.errors import Cancelled, CorruptArtifact
+from cffa_core.jobs.records import NewModel, StoredFiles
+from cffa_core.jobs.spec import GenerateSettings, GenerationSpec, TrainingSpec, TrainSettings
+from cffa_core.jobs.state import UnitKind
+from cffa_core.recipes.archive import merge_archives, write_part_archive
+from cffa_core.rng import numerics_key
+from cffa_core.settings import Settings
+from cffa_core.storage.base import ObjectInfo, ObjectStore, part_key, result_key
+from services.worker.channel import Channel
+from services.worker.job_context import UnitContext
+from services.worker.protocol import Done, Ready, WorkOrder
+from services.worker.scratch import cached, files_digest
+from services.worker.tracked import Tracked
+
+if TYPE_CHECKING:
+    from cffa_core.methods.pair_sampler import PairSampler
+
+MODEL = "model/"
+_ATTEMPT = re.compile(r"/a(\d+)/")
+
+
+class Executor:
+    """Does the units of one job, one after the other; a sampler, once loaded, serves all its parts."""
+
+    def __init__(self, channel: Channel, objects: ObjectStore, settings: Settings) -> None:
+        self.prepared = False
+        self._channel = channel
+        self._objects = objects
+        self._settings = settings
+        self._sampler: PairSampler | None = None
+        self._numerics_key: str | None = None
+
+    def run(self, order: WorkOrder, context: UnitContext) -> Done:
+        """Do one unit; raises what its recipe raises."""
+        self.prepared = False
+        if isinstance(order.spec, TrainingSpec):
+            if order.kind is UnitKind.TRAIN:
+                return self._train(order, order.spec, context)
+            return self._finish_training(order, order.spec, context)
+        if order.kind is UnitKind.PART:
+            return self._generate(order, order.spec, context)
+        return self._finish_generation(order, order.spec, context)
+
+    def _train(self, order: WorkOrder, spec: TrainingSpec, context: UnitContext) -> Done:
+        dataset = self._input(order, "dataset", context)
+        self._remove_leavings(order, f"jobs/{order.job_id}/")
+        device = self._prepare(spec)
+        from cffa_core.recipes.train import run_training
+
+        out = Path(order.folder) / "run"
+        out.mkdir()
+        settings = TrainSettings.model_validate(spec.model_dump(exclude={"kind", "dataset_id"}))
+        model = run_training(
+            settings, dataset, spec.base, out, context, device=device, models_dir=self._settings.models_dir
+        )
+        files: dict[str, ObjectInfo] = dict(context.published.files)
+        paths = [(path, _product_name(path.relative_to(out))) for path in sorted(out.rglob("*")) if path.is_file()]
+        products = [(path, name) for path, name in paths if name is not None]
+        for done, (path, name) in enumerate(products, start=1):
+            files[name] = self._objects.put_file(result_key(order.job_id, order.kind, order.attempt, name), path)
+            context.progress("storing", done, len(products))
+        return Done(stored=StoredFiles(files), info={"model": model})
+
+    def _generate(self, order: WorkOrder, spec: GenerationSpec, context: UnitContext) -> Done:
+        settings = _without_ids(spec)
+        self._remove_leavings(order, f"jobs/{order.job_id}/parts/{order.index:05d}/")
+        if self._sampler is None:
+            model = self._input(order, "model", context)
+            device = self._prepare(spec)
+            from cffa_core.recipes.generate import load_sampler
+
+            base = _read_card(model / "model.json")["base"]["name"]
+            self._sampler = load_sampler(settings, model, base, device, models_dir=self._settings.models_dir)
+        else:
+            self._prepare(spec)
+        from cffa_core.recipes.generate import generate_part
+
+        folder = Path(order.folder) / "part"
+        folder.mkdir()
+        generate_part(self._sampler, settings, order.index, folder, context)
+        archive = Path(order.folder) / "pairs.zip"
+        index = write_part_archive(folder, archive, self._header(order, spec))
+
+        def key(name: str) -> str:
+            return part_key(order.job_id, order.index, order.attempt, name)
+
+        stored = self._objects.put_file(key("pairs.zip"), archive)
+        if stored.sha256 != index["sha256"]:
+            raise CorruptArtifact(f"part {order.index} was stored with other bytes than were written")
+        listing = self._objects.put_bytes(key("part.json"), json.dumps(index, sort_keys=True).encode())
+        files = {**context.published.files, "pairs.zip": stored, "part.json": listing}
+        return Done(stored=StoredFiles(files), info={"pairs": [pair["index"] for pair in index["pairs"]]})
+
+    def _finish_generation(self, order: WorkOrder, spec: GenerationSpec, context: UnitContext) -> Done:
+        self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
+        parts = sorted(order.inputs["parts"].files.items())
+        folder = Path(order.folder)
+
+        def fetched() -> Iterator[Path]:
+            for done, (name, info) in enumerate(parts, start=1):
+                path = folder / f"{name}.zip"
+                self._objects.fetch(info, path)
+                yield path
+                path.unlink()
+                context.progress("archive", done, len(parts))
+
+        archive = folder / "archive.zip"
+        header = self._header(order, spec)
+        merged = merge_archives(fetched(), archive, header)
+        if merged["pairs"] != spec.count:
+            raise CorruptArtifact(f"the parts hold {merged['pairs']} pairs, the job asked for {spec.count}")
+        with Tracked(archive, lambda done, total: context.progress("storing", done, total)) as stream:
+            stored = self._objects.put_stream(self._result_key(order, "archive.zip"), stream)
+        entry = {"size": stored.size, "sha256": stored.sha256}
+        manifest = {
+            "format": "cffa-generation/1",
+            **header,
+            "archive": {"name": "archive.zip", "pairs": merged["pairs"], **entry},
+            "parts": [{"name": name, "size": info.size, "sha256": info.sha256} for name, info in parts],
+        }
+        listing = self._put_json(order, "manifest.json", manifest)
+        return Done(
+            stored=StoredFiles({"archive.zip": stored, "manifest.json": listing}),
+            info={"pairs": merged["pairs"]},
+            job_result={"pairs": merged["pairs"], "archive": entry, "manifest": {"sha256": listing.sha256}},
+        )
+
+    def _finish_training(self, order: WorkOrder, spec: TrainingSpec, context: UnitContext) -> Done:
+        self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
+        products = order.inputs["train"].files
+        model = StoredFiles({name.removeprefix(MODEL): i for name, i in products.items() if name.startswith(MODEL)})
+        if "model.json" not in model.files:
+            raise CorruptArtifact("the training left no model.json")
+        self._objects.fetch(model.files["model.json"], Path(order.folder) / "model.json")
+        context.progress("manifest", 1, 1)
+        digest = files_digest(model)
+        files = {name: {"size": info.size, "sha256": info.sha256} for name, info in sorted(products.items())}
+        manifest = {
+            "format": "cffa-training/1",
+            "spec": spec.model_dump(mode="json", exclude={"kind", "dataset_id"}),
+            "model_digest": digest,
+            "numerics_key": order.numerics_key,
+            "files": files,
+        }
+        listing = self._put_json(order, "manifest.json", manifest)
+        card = {**_read_card(Path(order.folder) / "model.json"), "digest": digest, "numerics_key": order.numerics_key}
+        return Done(
+            stored=StoredFiles({"manifest.json": listing}),
+            info={"files": len(products)},
+            job_result={"model_digest": digest, "manifest": {"sha256": listing.sha256}},
+            model=NewModel(digest=digest, card=card, stored=model),
+        )
+
+    def _prepare(self, spec: TrainingSpec | GenerationSpec) -> str:
+        """Import the numeric libraries with their thread count and agree on the numerics key; returns the device."""
+        import torch
+
+        torch.set_num_threads(self._settings.threads or len(os.sched_getaffinity(0)))
+        device = self._settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        key = numerics_key(device=device, dtype=spec.precision, batch_size=spec.batch_size)
+        self.prepared = True
+        self._numerics_key = key
+        self._channel.send(Ready(numerics_key=key))
+        if not self._channel.answer().accepted:
+            raise Cancelled("the job is bound to the numerics of another kind of worker")
+        return device
+
+    def _input(self, order: WorkOrder, name: str, context: UnitContext) -> Path:
+        def on_file(done: int, total: int) -> None:
+            context.progress(f"fetching {name}", done, total)
+
+        return cached(self._objects, order.inputs[name], Path(order.cache), name, on_file)
+
+    def _remove_leavings(self, order: WorkOrder, prefix: str) -> None:
+        """Delete what earlier attempts at this unit stored and the record never pointed to."""
+        recorded = set(order.facts.get("recorded_keys", ()))
+        for key in list(self._objects.list(prefix)):
+            attempt = _ATTEMPT.search(key)
+            if key not in recorded and attempt is not None and int(attempt[1]) < order.attempt:
+                self._objects.delete(key)
+
+    def _header(self, order: WorkOrder, spec: GenerationSpec) -> dict[str, Any]:
+        return {
+            "spec": _without_ids(spec).model_dump(mode="json"),
+            "model_digest": order.facts["model_digest"],
+            # The first part of a job is ordered before the job is bound to a key; it was accepted under this one.
+            "numerics_key": order.numerics_key or self._numerics_key,
+        }
+
+    def _result_key(self, order: WorkOrder, name: str) -> str:
+        return result_key(order.job_id, order.kind, order.attempt, name)
+
+    def _put_json(self, order: WorkOrder, name: str, value: dict[str, Any]) -> ObjectInfo:
+        text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+        return self._objects.put_bytes(self._result_key(order, name), text.encode())
+
+
+def _without_ids(spec: GenerationSpec) -> GenerateSettings:
+    return GenerateSettings.model_validate(spec.model_dump(exclude={"kind", "model_id"}))
+
+
+def _product_name(path: Path) -> str | None:
+    """Name of a run's file among its products; None for checkpoints, which are published as such."""
+    head, *rest = path.parts
+    if head == "latest_checkpoints":
+        return None
+    return MODEL + "/".join(rest) if head == "best_checkpoint" else path.as_posix()
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptArtifact(f"{path.name} is not readable: {error}") from error
+    return card

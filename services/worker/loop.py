@@ -1,0 +1,183 @@
+"""The claim loop: sweep now and then, take a unit, hand it to the supervisor, wait when there is none.
+
+Whatever delivers work only calls :meth:`Worker.wake`; what is worked on is always claimed from the record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from cffa_core import __version__
+from cffa_core.errors import CffaError, NotFound
+from cffa_core.jobs.records import Claim
+from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.store import JobStore
+from cffa_core.settings import Settings
+from services.worker.scratch import Scratch
+from services.worker.supervisor import CHILD_COMMAND, Supervisor
+
+KEEP_CHILD_SECONDS = 10.0
+LONGEST_REST = 60.0
+FIRST_REST = 0.5
+LONGEST_AVOIDANCE = 600.0
+
+log = logging.getLogger("cffa.worker")
+
+
+class Worker:
+    """One worker: claims units of ``kinds`` and does them one at a time until :meth:`stop`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        kinds: Collection[Kind] = tuple(Kind),
+        child_command: Sequence[str] = CHILD_COMMAND,
+    ) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._settings = settings
+        self._kinds = tuple(kinds)
+        self._threads = settings.threads or len(os.sched_getaffinity(0))
+        self._store = JobStore(
+            settings.record_url, max_crashes=settings.max_crashes, max_expiries=settings.max_expiries
+        )
+        self._scratch = Scratch(settings.scratch_dir, self.id)
+        self._supervisor = Supervisor(
+            settings,
+            self._store,
+            self._scratch,
+            threads=self._threads,
+            child_command=child_command,
+            on_tick=self._keep_house,
+        )
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._due: dict[str, float] = {}
+        self._avoided: dict[str, tuple[float, float]] = {}
+        self._unwell = 0
+
+    def stop(self) -> None:
+        """Claim nothing more, give back the unit in hand at its next safe point, return from :meth:`run`."""
+        self._stop.set()
+        self._supervisor.stop()
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look for work now instead of at the next poll."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """Work until stopped. An unreachable record is waited for."""
+        self._until_available(self._store.migrate)
+        self._until_available(self._register)
+        log.info("worker %s started with %d threads", self.id, self._threads)
+        idle_since = time.monotonic()
+        try:
+            while not self._stop.is_set():
+                self._wake.clear()
+                self._keep_house()
+                claim = self._claim()
+                if claim is not None:
+                    self._work(claim)
+                    idle_since = time.monotonic()
+                    continue
+                if time.monotonic() - idle_since > KEEP_CHILD_SECONDS:
+                    self._supervisor.rest()
+                self._wake.wait(self._settings.poll_seconds)
+        finally:
+            self._close()
+
+    def _claim(self) -> Claim | None:
+        now = time.monotonic()
+        avoid = [job_id for job_id, (until, _) in self._avoided.items() if now < until]
+        try:
+            return self._store.claim(
+                self.id,
+                self._kinds,
+                lease_seconds=self._settings.lease_seconds,
+                prefer_job=self._supervisor.warm_job,
+                avoid=avoid,
+            )
+        except CffaError as error:
+            log.warning("no claim: %s", error.message)
+            return None
+
+    def _work(self, claim: Claim) -> None:
+        log.info("%s %d of %s, attempt %d", claim.kind, claim.index, claim.job_id, claim.attempt)
+        outcome = self._supervisor.work(claim)
+        log.info("%s %d of %s: %s", claim.kind, claim.index, claim.job_id, outcome.kind)
+        if outcome.avoid_seconds:
+            _, before = self._avoided.get(claim.job_id, (0.0, outcome.avoid_seconds / 2))
+            seconds = min(LONGEST_AVOIDANCE, 2 * before)
+            self._avoided[claim.job_id] = (time.monotonic() + seconds, seconds)
+        else:
+            self._avoided.pop(claim.job_id, None)
+        self._unwell = self._unwell + 1 if outcome.unwell else 0
+        if self._unwell:
+            self._stop.wait(min(LONGEST_REST, FIRST_REST * 2 ** (self._unwell - 1)))
+
+    def _keep_house(self) -> None:
+        """Heartbeat and sweep, each when due."""
+        if self._is_due("heartbeat", self._settings.renew_seconds):
+            self._attempt(self._beat)
+        if self._is_due("sweep", self._settings.sweep_seconds):
+            self._attempt(self._sweep)
+
+    def _is_due(self, what: str, every: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(what, 0.0):
+            return False
+        self._due[what] = now + every
+        return True
+
+    def _beat(self) -> None:
+        try:
+            self._store.heartbeat(self.id)
+        except NotFound:
+            self._register()
+
+    def _sweep(self) -> None:
+        if freed := self._store.sweep():
+            log.info("%d expired leases freed", freed)
+
+    def _register(self) -> None:
+        info = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "kinds": [str(kind) for kind in self._kinds],
+            "device": self._settings.device,
+            "threads": self._threads,
+            "version": __version__,
+        }
+        self._store.register_worker(self.id, info)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except CffaError as error:
+            log.warning("the record: %s", error.message)
+
+    def _until_available(self, action: Callable[[], None]) -> None:
+        """Repeat ``action`` until the record answers or the worker is stopped."""
+        while not self._stop.is_set():
+            try:
+                action()
+            except CffaError as error:
+                if not error.retryable:
+                    raise
+                log.warning("waiting for the record: %s", error.message)
+                self._stop.wait(self._settings.poll_seconds)
+            else:
+                return
+
+    def _close(self) -> None:
+        self._supervisor.rest()
+        self._attempt(lambda: self._store.remove_worker(self.id))
+        self._store.close()
+        self._scratch.close()

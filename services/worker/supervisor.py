@@ -1,0 +1,329 @@
+"""One claimed unit from order to commit: the supervisor talks to the record, its child to the numbers.
+
+The supervisor renews the lease only while the child moves, ends the child when the lease may be lost, passes on what
+the job's owner wants, and turns every way a child can end into the right entry in the record. It imports no numeric
+library; what a unit computes is none of its business.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from cffa_core.errors import CffaError, LeaseLost, NumericsMismatch
+from cffa_core.jobs.records import Claim, Progress
+from cffa_core.jobs.state import UnitKind
+from cffa_core.jobs.store import JobStore
+from cffa_core.settings import Settings
+from services.worker.child_process import ChildProcess
+from services.worker.orders import order_for
+from services.worker.protocol import Answer, Beat, CheckpointSaved, Done, Failed, Ready, Report, Stop, Stopped
+from services.worker.scratch import Scratch
+
+CHILD_COMMAND = (sys.executable, "-m", "services.worker.child")
+TICK_SECONDS = 0.1
+REPORT_SECONDS = 0.5
+RETRY_SECONDS = 0.5
+SHUTDOWN_SECONDS = 8.0
+SAFE_SHARE_OF_LEASE = 0.75
+UNAVAILABLE_SECONDS = 30.0
+MISMATCH_SECONDS = 60.0
+
+T = TypeVar("T")
+log = logging.getLogger("cffa.worker")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a claim.
+
+    ``avoid_seconds``: leave this job to others for so long. ``unwell``: the child died before it got to the job's own
+    work, so the fault is the worker's and it should rest before it claims anything.
+    """
+
+    kind: Literal["done", "released", "crashed", "failed", "lost"]
+    avoid_seconds: float = 0.0
+    unwell: bool = False
+
+
+@dataclass
+class LiveUnit:
+    """The unit in hand. Times are of the monotonic clock."""
+
+    claim: Claim
+    child: ChildProcess
+    renewed: float
+    moved: float
+    steps: int = 0
+    progress: Progress | None = None
+    metrics: deque[tuple[int, dict[str, float]]] = field(default_factory=deque)
+    prepared: bool = False
+    checkpoints: int = 0
+    stopping: str | None = None
+    deadline: float = 0.0
+    released_because: str | None = None
+    avoid_seconds: float = 0.0
+
+
+class Supervisor:
+    """Works on one claim at a time. ``stop()`` may be called from a signal handler or another thread.
+
+    ``on_tick`` is called several times a second while a unit is worked on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        scratch: Scratch,
+        *,
+        threads: int,
+        child_command: Sequence[str] = CHILD_COMMAND,
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._scratch = scratch
+        self._threads = threads
+        self._command = child_command
+        self._on_tick = on_tick
+        self._child: ChildProcess | None = None
+        self._stop = threading.Event()
+        self._versions: str | None = None
+
+    @property
+    def warm_job(self) -> str | None:
+        """The job whose model the child has loaded."""
+        return self._child.job_id if self._child is not None and self._child.usable else None
+
+    def stop(self) -> None:
+        """Leave the unit in hand at its next safe point and give it back."""
+        self._stop.set()
+
+    def rest(self) -> None:
+        """End the child, if there is one: nothing waits for it."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def work(self, claim: Claim) -> Outcome:
+        """Do one claimed unit, however it ends; never raises for what a unit or the record does."""
+        if self._cannot_match(claim):
+            return self._give_back(claim, "numerics_mismatch", MISMATCH_SECONDS)
+        try:
+            order = order_for(self._store, self._settings, self._scratch, claim)
+        except CffaError as error:
+            return self._refuse(claim, error)
+        child = self._child_for(claim.job_id)
+        now = time.monotonic()
+        unit = LiveUnit(claim, child, renewed=now, moved=now)
+        child.send(order)
+        outcome: Outcome | None = None
+        while outcome is None:
+            report = child.receive(TICK_SECONDS)
+            try:
+                outcome = self._ended(unit) if child.ended else self._heard(unit, report) or self._due(unit)
+            except LeaseLost as error:
+                outcome = self._abandon(unit, error.message)
+            except CffaError as error:
+                if not error.retryable:
+                    raise
+                outcome = self._abandon(unit, error.message)
+            self._on_tick()
+        return outcome
+
+    # --- what the child says --------------------------------------------------------------------------------------
+
+    def _heard(self, unit: LiveUnit, report: Report | None) -> Outcome | None:
+        if isinstance(report, Beat):
+            if report.steps > unit.steps:
+                unit.steps, unit.moved = report.steps, time.monotonic()
+            unit.progress = Progress(report.stage, report.current, report.total)
+            unit.metrics.extend(report.metrics)
+        elif isinstance(report, Ready):
+            self._pin(unit, report)
+        elif isinstance(report, CheckpointSaved):
+            saved = report
+            unit.moved = time.monotonic()
+            superseded = self._insist(unit, lambda: self._store.add_checkpoint(unit.claim, saved.step, saved.stored))
+            unit.checkpoints += 1
+            unit.child.send(Answer(accepted=True, superseded=superseded))
+        elif isinstance(report, Done):
+            return self._commit(unit, report)
+        elif isinstance(report, Stopped):
+            return self._give_back(unit.claim, unit.released_because, unit.avoid_seconds)
+        elif isinstance(report, Failed):
+            return self._failed(unit, report)
+        return None
+
+    def _pin(self, unit: LiveUnit, report: Ready) -> None:
+        """Bind the job to the child's numerics, or tell the child to leave the unit to another worker."""
+        unit.prepared, unit.moved = True, time.monotonic()
+        self._versions = report.numerics_key.rsplit("/", 3)[0] + "/"
+        try:
+            self._insist(unit, lambda: self._store.pin_numerics(unit.claim, report.numerics_key))
+        except NumericsMismatch as error:
+            log.warning("%s", error.message)
+            unit.released_because, unit.avoid_seconds = "numerics_mismatch", MISMATCH_SECONDS
+            unit.child.send(Answer(accepted=False))
+        else:
+            unit.child.send(Answer(accepted=True))
+
+    def _commit(self, unit: LiveUnit, done: Done) -> Outcome:
+        self._write_metrics(unit)
+        self._insist(
+            unit,
+            lambda: self._store.commit(
+                unit.claim, done.stored, done.info, job_result=done.job_result, model=done.model
+            ),
+        )
+        return Outcome("done")
+
+    def _failed(self, unit: LiveUnit, report: Failed) -> Outcome:
+        log.error("%s of %s failed: %s\n%s", unit.claim.kind, unit.claim.job_id, report.message, report.traceback)
+        if report.code is None:
+            self._drop_child()
+            return self._count_crash(unit, report.message, report.traceback)
+        if report.code == LeaseLost.code:
+            return self._abandon(unit, report.message)
+        if report.retryable:
+            return self._give_back(unit.claim, f"{report.code}: {report.message}", UNAVAILABLE_SECONDS)
+        code, details = report.code, "; ".join(f"{problem.pointer}: {problem.message}" for problem in report.problems)
+        message = f"{report.message} ({details})" if details else report.message
+        self._insist(unit, lambda: self._store.fail(unit.claim, code, message))
+        return Outcome("failed")
+
+    def _ended(self, unit: LiveUnit) -> Outcome:
+        """The child is gone without a last word."""
+        reason = unit.child.exit_reason()
+        self._drop_child()
+        if unit.stopping is not None:
+            return self._give_back(unit.claim, None)
+        return self._count_crash(unit, reason, None)
+
+    def _count_crash(self, unit: LiveUnit, reason: str, trace: str | None) -> Outcome:
+        if not unit.prepared and unit.claim.kind is not UnitKind.FINALIZE:
+            # It died while it fetched inputs or imported libraries: no fault of this job.
+            self._give_back(unit.claim, f"worker_unwell: {reason}")
+            return Outcome("crashed", unwell=True)
+        log.warning("%s of %s crashed: %s", unit.claim.kind, unit.claim.job_id, reason)
+        progress = unit.checkpoints > 0
+        self._insist(unit, lambda: self._store.crashed(unit.claim, reason, made_progress=progress, detail=trace))
+        return Outcome("crashed")
+
+    # --- what time brings -----------------------------------------------------------------------------------------
+
+    def _due(self, unit: LiveUnit) -> Outcome | None:
+        """Everything that depends on the clock: renewal, stall, stop, and giving up a lease that may be lost."""
+        now = time.monotonic()
+        if self._stop.is_set() and unit.stopping is None:
+            self._ask_to_stop(unit, "shutdown", min(self._settings.cancel_grace_seconds, SHUTDOWN_SECONDS))
+        if unit.stopping is not None and now > unit.deadline:
+            log.warning("the child did not stop (%s) within its grace period; it is killed", unit.stopping)
+            self._drop_child()
+            return self._give_back(unit.claim, None)
+        if now - unit.moved > self._settings.stall_seconds:
+            self._drop_child()
+            reason = f"no step within {self._settings.stall_seconds:g} s; the child was killed"
+            self._insist(
+                unit,
+                lambda: self._store.crashed(unit.claim, reason, made_progress=unit.checkpoints > 0),
+            )
+            return Outcome("crashed")
+        since = now - unit.renewed
+        if since >= self._settings.renew_seconds or (unit.progress is not None and since >= REPORT_SECONDS):
+            self._renew(unit)
+        if time.monotonic() - unit.renewed > SAFE_SHARE_OF_LEASE * self._settings.lease_seconds:
+            return self._abandon(unit, "the lease could not be renewed in time")
+        return None
+
+    def _renew(self, unit: LiveUnit) -> None:
+        """Renew, carry progress and metrics along, and obey; an unavailable record is tried again next tick."""
+        asked = time.monotonic()
+        try:
+            order = self._store.renew(unit.claim, self._settings.lease_seconds, unit.progress)
+            unit.renewed, unit.progress = asked, None
+            self._write_metrics(unit)
+        except LeaseLost:
+            raise
+        except CffaError as error:
+            if not error.retryable:
+                raise
+            log.warning("the record could not be reached: %s", error.message)
+            return
+        if order != "continue" and unit.stopping is None:
+            self._ask_to_stop(unit, order, self._settings.cancel_grace_seconds)
+
+    def _write_metrics(self, unit: LiveUnit) -> None:
+        while unit.metrics:
+            step, values = unit.metrics[0]
+            self._store.add_metrics(unit.claim, step, values)
+            unit.metrics.popleft()
+
+    def _ask_to_stop(self, unit: LiveUnit, why: str, grace: float) -> None:
+        unit.stopping, unit.deadline = why, time.monotonic() + grace
+        unit.child.send(Stop())
+
+    # --- ways to end ----------------------------------------------------------------------------------------------
+
+    def _abandon(self, unit: LiveUnit, why: str) -> Outcome:
+        """End the child and touch nothing of the unit any more, except to free it in case it is still ours."""
+        log.warning("%s of %s is abandoned: %s", unit.claim.kind, unit.claim.job_id, why)
+        self._drop_child()
+        self._give_back(unit.claim, None)
+        return Outcome("lost")
+
+    def _give_back(self, claim: Claim, reason: str | None, avoid_seconds: float = 0.0) -> Outcome:
+        """Return the unit to the queue without penalty; if that fails its lease runs out by itself."""
+        try:
+            self._store.release(claim, reason=reason)
+        except CffaError as error:
+            log.info("%s of %s was not given back: %s", claim.kind, claim.job_id, error.message)
+        return Outcome("released", avoid_seconds=avoid_seconds)
+
+    def _refuse(self, claim: Claim, error: CffaError) -> Outcome:
+        """The order could not be written: an input is gone, or the record is away."""
+        if error.retryable:
+            return self._give_back(claim, f"{error.code}: {error.message}", UNAVAILABLE_SECONDS)
+        try:
+            self._store.fail(claim, error.code, error.message)
+        except CffaError as second:
+            log.warning("%s could not be failed: %s", claim.job_id, second.message)
+        return Outcome("failed")
+
+    def _insist(self, unit: LiveUnit, write: Callable[[], T]) -> T:
+        """Repeat a write while the record is away, as long as the lease is safe."""
+        while True:
+            try:
+                return write()
+            except CffaError as error:
+                lease = SAFE_SHARE_OF_LEASE * self._settings.lease_seconds
+                if not error.retryable or time.monotonic() - unit.renewed > lease:
+                    raise
+            time.sleep(RETRY_SECONDS)
+
+    def _cannot_match(self, claim: Claim) -> bool:
+        """Whether this worker is known to compute otherwise than the job is bound to."""
+        return (
+            claim.kind is not UnitKind.FINALIZE
+            and claim.numerics_key is not None
+            and self._versions is not None
+            and not claim.numerics_key.startswith(self._versions)
+        )
+
+    def _child_for(self, job_id: str) -> ChildProcess:
+        if self._child is None or not self._child.usable or self._child.job_id != job_id:
+            self.rest()
+            self._child = ChildProcess(self._command, job_id, threads=self._threads)
+        return self._child
+
+    def _drop_child(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
