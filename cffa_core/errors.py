@@ -109,6 +109,12 @@ class NotEnoughData(CffaError):
     code = "not_enough_data"
 
 
+class TrainingDiverged(CffaError):
+    """The training loss is no longer a number; the settings (learning rate, precision) do not suit the data."""
+
+    code = "training_diverged"
+
+
 class NumericsMismatch(CffaError):
     """A job pinned to one numerics key cannot continue on this worker without losing bit-identity."""
 

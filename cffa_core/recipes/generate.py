@@ -1,16 +1,21 @@
-"""Generate pairs with a trained model, one part of the grid at a time."""
+"""Generate pairs with a trained model, one part of the grid at a time: one readable script over the parts.
+
+A part depends on (spec, model, base) only: not on which worker makes it, how often, or what was made before.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from cffa_core.errors import ModelUnavailable
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import GenerateSettings
-
-
-class PairSampler:
-    """A model loaded once, ready to draw pairs."""
+from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.pair_sampler import PairSampler
+from cffa_core.models.base import load_base
+from cffa_core.rng import pair_seed
 
 
 def load_sampler(
@@ -21,12 +26,37 @@ def load_sampler(
     *,
     models_dir: Path | None = None,
 ) -> PairSampler:
-    """Load base and model once."""
-    raise NotImplementedError
+    """Load base and model once for all parts.
+
+    Raises ``ModelUnavailable`` if either is missing, they do not belong together, or the model knows one modality
+    only; ``CorruptArtifact`` if the model's files are damaged; ``InvalidSpec`` for prompts the base cannot take.
+    """
+    loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
+    trained = DualUnet.load(model, loaded)
+    if len(trained.modalities) != 2:
+        raise ModelUnavailable(f"the model was trained on {trained.modalities[0]} alone; a pair needs cf and fa")
+    return PairSampler(trained, settings.sampler, settings.resolution, settings.batch_size)
 
 
 def generate_part(
     sampler: PairSampler, settings: GenerateSettings, part: int, out: Path, context: JobContext
 ) -> dict[str, Any]:
-    """Write ``out/cf/000017.png``, ``out/fa/000017.png`` and ``out/part.json``; return the content of part.json."""
-    raise NotImplementedError
+    """Draw the pairs of ``part`` into ``out/cf/000017.png`` and ``out/fa/000017.png``, and describe them.
+
+    Writes ``out/part.json`` and returns its content: per pair index, seed, names, sizes, SHA-256 and ``fa_chroma``.
+    """
+    indices = settings.part_range(part)
+    batches = range(0, len(indices), settings.batch_size)
+    entries: list[dict[str, Any]] = []
+    for number, start in enumerate(batches):
+        batch = indices[start : start + settings.batch_size]
+
+        def on_step(done: int, total: int, number: int = number) -> None:
+            context.progress("sampling", number * total + done, len(batches) * total)
+
+        seeds = [pair_seed(settings.seed, index) for index in batch]
+        entries += [pair.save(out) for pair in sampler.draw(batch, seeds, on_step)]
+    description = {"pairs": entries}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "part.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return description

@@ -1,12 +1,20 @@
-"""Train a pair method on a data set: one readable script over the parts."""
+"""Train a pair method on a data set: one readable script over the parts.
+
+Step k draws its random numbers from (job seed, k) alone, validation and previews from seeds of their own, and a
+checkpoint holds everything, so that a run that was stopped and resumed ends with the bytes of one that was not (on a
+CPU). Knows nothing of jobs, leases or storage: it has a :class:`JobContext`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from cffa_core.data.pairs import PairSet, load_pairs
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import TrainSettings
+from cffa_core.models.base import Base, load_base
+from cffa_core.recipes.training_run import TrainingRun
 
 
 def run_training(
@@ -19,5 +27,30 @@ def run_training(
     device: str = "cpu",
     models_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Train and leave logs, previews, ``best_checkpoint/`` and ``latest_checkpoints/`` in ``out``; return model.json."""
-    raise NotImplementedError
+    """Train on a data set (checked folder, raw folder or zip) and return the card of ``out/best_checkpoint``.
+
+    Leaves ``training_log`` and ``validation_log`` (.txt and .jsonl), ``step_XXXXXX_random_pairs/``,
+    ``latest_checkpoints/`` (three) and ``best_checkpoint/`` in ``out``; resumes from ``context.latest_checkpoint()``.
+    Raises ``ModelUnavailable``, ``InvalidDataset``, ``NotEnoughData``, ``TrainingDiverged``, ``Cancelled``, and
+    ``Conflict`` if the checkpoint belongs to other settings, data or base.
+    """
+    context.progress("loading", 0, settings.steps)
+    loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
+    pairs = load_pairs(dataset, settings.resolution, settings.crop_to_common)
+    return train_pairs(settings, pairs, loaded, out, context)
+
+
+def train_pairs(settings: TrainSettings, pairs: PairSet, base: Base, out: Path, context: JobContext) -> dict[str, Any]:
+    """As :func:`run_training`, with data and base already loaded."""
+    run = TrainingRun(settings, pairs, base, out, context)
+    run.start()
+    while run.step < settings.steps:
+        run.train_step()
+        last = run.step == settings.steps
+        if last or run.step % settings.validate_every == 0:
+            run.validate()
+        if settings.preview_pairs and (last or run.step % settings.preview_every == 0):
+            run.preview()
+        if last or run.step % settings.checkpoint_every == 0:
+            run.checkpoint()
+    return run.card()

@@ -1,0 +1,146 @@
+"""CFFA as a library: load a base, load pairs, train, sample, save; no service.
+
+    import cffa_core as cffa
+
+    base = cffa.load_base("tiny")
+    pairs = cffa.load_pairs("my_pairs/", resolution=512)
+    model = cffa.train(base, pairs, out="runs/first", steps=200, seed=1)
+    for pair in model.sample(8, seed=1, steps=25):
+        pair.save("new_pairs")
+
+A thin front over the same recipes that the service runs; ``cffa_core`` exports these names and imports torch only when
+one of them is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from cffa_core.data import pairs as data_pairs
+from cffa_core.data.pairs import PairSet
+from cffa_core.errors import InvalidSpec, Problem
+from cffa_core.jobs.context import FolderContext
+from cffa_core.jobs.spec import GenerateSettings, Spec, TrainSettings
+from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.pair_sampler import NewPair, PairSampler
+from cffa_core.models import base as models_base
+from cffa_core.models.base import DTYPES, Base, Precision
+from cffa_core.recipes.train import train_pairs
+from cffa_core.rng import pair_seed
+
+S = TypeVar("S", bound=Spec)
+OnProgress = Callable[[str, int, int], None]
+_PRECISION: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def load_base(
+    ref: str | Path = "tiny", *, device: str = "auto", precision: Precision = "fp32", models_dir: Path | None = None
+) -> Base:
+    """Load a base: ``"tiny"`` (shipped), a Stable-Diffusion-layout folder, or a hub id such as SD 1.5's.
+
+    ``device="auto"`` takes a GPU if there is one. Raises ``ModelUnavailable``, naming what is missing.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return models_base.load_base(ref, device=chosen, dtype=precision, models_dir=models_dir)
+
+
+def load_pairs(path: str | Path, resolution: int = 512, *, crop_to_common: bool = False) -> PairSet:
+    """Load registered pairs from a folder or zip in any of the accepted layouts.
+
+    Raises ``InvalidDataset`` naming every bad file.
+    """
+    return data_pairs.load_pairs(Path(path), resolution, crop_to_common)
+
+
+class Model:
+    """A trained model; ``card`` is its ``model.json``."""
+
+    def __init__(self, dual_unet: DualUnet, card: dict[str, Any]) -> None:
+        self.dual_unet = dual_unet
+        self.card = card
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 42,
+        batch_size: int = 4,
+        resolution: int | None = None,
+        on_progress: OnProgress | None = None,
+        **sampler: Any,
+    ) -> Iterator[NewPair]:
+        """Yield ``count`` new pairs, made in batches; pair i is the same whatever ``count`` is.
+
+        ``sampler`` takes the fields of :class:`cffa_core.jobs.spec.SamplerSpec` (``steps=25``, ``scheduler="ddim"``,
+        ``initial_noise="rotated"``, ``guidance_scale=3.0``, ...); prompts default to those of the training, and
+        ``resolution`` to its. Equals what a generation job with the same settings makes. Raises ``InvalidSpec``.
+        """
+        trained = self.dual_unet.settings
+        prompts = {"cf_prompt": trained.cf_prompt, "fa_prompt": trained.fa_prompt}
+        settings = _checked(
+            GenerateSettings,
+            count=count,
+            seed=seed,
+            batch_size=batch_size,
+            resolution=trained.resolution if resolution is None else resolution,
+            sampler=prompts | sampler,
+        )
+        return self._draw(settings, on_progress)
+
+    def _draw(self, settings: GenerateSettings, on_progress: OnProgress | None) -> Iterator[NewPair]:
+        sampler = PairSampler(self.dual_unet, settings.sampler, settings.resolution, settings.batch_size)
+        for start in range(0, settings.count, settings.batch_size):
+            indices = range(start, min(start + settings.batch_size, settings.count))
+            yield from sampler.draw(indices, [pair_seed(settings.seed, i) for i in indices])
+            if on_progress is not None:
+                on_progress("sampling", indices.stop, settings.count)
+
+
+def train(
+    base: Base, pairs: PairSet, *, out: str | Path, on_progress: OnProgress | None = None, **settings: Any
+) -> Model:
+    """Train on ``pairs`` and return the best model; ``settings`` takes the fields of ``TrainSettings``.
+
+    Logs, previews and checkpoints land in ``out``. Called again with the same arguments it resumes, or returns at once
+    if the run had finished. Raises ``InvalidSpec`` for impossible settings and ``Conflict`` if ``out`` holds another
+    run.
+    """
+    defaults = {
+        "base": re.sub(r"[^A-Za-z0-9._/-]", "_", base.name),
+        "precision": _PRECISION[base.dtype],
+        "resolution": int(pairs[0].cf.shape[-1]),
+    }
+    checked = _checked(TrainSettings, **(defaults | settings))
+    folder = Path(out)
+    card = train_pairs(checked, pairs, base, folder, FolderContext(folder, on_progress))
+    return Model(DualUnet.load(folder / "best_checkpoint", base), card)
+
+
+def load_model(folder: str | Path, base: Base | None = None) -> Model:
+    """Load what :func:`train` (its ``out``) or a training job (its model folder) left.
+
+    Without ``base``, the base that the model names is loaded. Raises ``ModelUnavailable`` or ``CorruptArtifact``.
+    """
+    path = Path(folder)
+    if not (path / "model.json").is_file() and (path / "best_checkpoint").is_dir():
+        path = path / "best_checkpoint"
+    card = read_card(path)
+    return Model(DualUnet.load(path, base if base is not None else load_base(card["base"]["name"])), card)
+
+
+def _checked(kind: type[S], **fields: Any) -> S:
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        problems = tuple(
+            Problem("/" + "/".join(map(str, item["loc"])), str(item["type"]), str(item["msg"]))
+            for item in error.errors()
+        )
+        listed = "; ".join(f"{problem.pointer[1:]}: {problem.message}" for problem in problems)
+        raise InvalidSpec(f"these settings are not valid: {listed}", problems=problems) from error

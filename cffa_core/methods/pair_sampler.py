@@ -1,0 +1,142 @@
+"""Turn a trained model and a list of seeds into pictures: prompts, guidance, the fixed batch shape, the FA's channel.
+
+The arithmetic of sampling is `diffusion.sampling`; this module connects it to a model's UNet and VAE. Knows no jobs,
+parts or archives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from cffa_core.diffusion.sampling import build_scheduler, denoise, draw_noise
+from cffa_core.jobs.spec import SamplerSpec
+from cffa_core.methods.dual_unet import DualUnet
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class NewPair:
+    """A generated pair: ``cf (H, W, 3)`` and ``fa (H, W)`` uint8; one is None if the model knows only the other.
+
+    ``fa_chroma`` is the colour that the one-channel FA dropped: mean of |a*| and |b*| (CIELAB) of the decoded FA.
+    """
+
+    index: int
+    seed: int
+    cf: NDArray[np.uint8] | None
+    fa: NDArray[np.uint8] | None
+    fa_chroma: float
+
+    def save(self, folder: str | Path) -> dict[str, Any]:
+        """Write ``cf/000017.png`` and ``fa/000017.png`` below ``folder``; return names, sizes and digests."""
+        entry: dict[str, Any] = {"index": self.index, "seed": self.seed}
+        for m, image in (("cf", self.cf), ("fa", self.fa)):
+            if image is not None:
+                entry[m] = write_png(Path(folder), f"{m}/{self.index:06d}.png", image)
+        return entry | {"fa_chroma": self.fa_chroma}
+
+
+class PairSampler:
+    """A model ready to draw pairs with one sampler setting; prompts are encoded once.
+
+    Every forward has ``batch_size`` pairs; a shorter batch is padded, so that bits do not depend on the company.
+    """
+
+    def __init__(self, model: DualUnet, sampler: SamplerSpec, resolution: int, batch_size: int) -> None:
+        self.model = model
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.shape = model.base.latent_shape(resolution)
+        prompts = {"cf": sampler.cf_prompt, "fa": sampler.fa_prompt}
+        self._text = {m: model.base.encode_prompts([prompts[m]]) for m in model.modalities}
+        self._negative = model.base.encode_prompts([sampler.negative_prompt]) if sampler.guidance_scale > 1 else None
+
+    @torch.no_grad()
+    def draw(self, indices: Sequence[int], seeds: Sequence[int], on_step: OnStep | None = None) -> list[NewPair]:
+        """Draw at most ``batch_size`` pairs; pair i has ``indices[i]`` as its name and ``seeds[i]`` as its only chance.
+
+        A pair depends on (model, seed, sampler, resolution, batch_size), not on its neighbours or its place.
+        """
+        if not 0 < len(seeds) <= self.batch_size or len(indices) != len(seeds):
+            raise ValueError(f"a batch takes 1 to {self.batch_size} seeds and as many indices")
+        padded = [*seeds, *[seeds[-1]] * (self.batch_size - len(seeds))]
+        branches = self.latents(padded, on_step).chunk(len(self.model.modalities))
+        latents = dict(zip(self.model.modalities, branches, strict=True))
+        return [
+            self._decode(index, seed, {m: rows[i] for m, rows in latents.items()})
+            for i, (index, seed) in enumerate(zip(indices, seeds, strict=True))
+        ]
+
+    @torch.no_grad()
+    def latents(self, seeds: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
+        """Final latents ``(len(modalities) * B, C, h, w)``: all CF rows, then all FA rows."""
+        model, spec = self.model, self.sampler
+        device = model.base.device
+        rows = [m for m in model.modalities for _ in seeds]
+        text = torch.cat([self._text[m].expand(len(seeds), -1, -1) for m in model.modalities])
+
+        def noise(label: str, mode: Any) -> torch.Tensor:
+            drawn = draw_noise(seeds, self.shape, model.modalities, mode, model.noise_rotation, label)
+            return drawn.to(device)
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            if self._negative is None:
+                return model.predict_noise(x, t, text, rows)
+            both = torch.cat([self._negative.expand(len(rows), -1, -1), text])
+            unconditional, conditional = model.predict_noise(torch.cat([x, x]), t, both, rows * 2).chunk(2)
+            return unconditional + spec.guidance_scale * (conditional - unconditional)
+
+        return denoise(
+            predict,
+            build_scheduler(spec.scheduler, model.base.scheduler_config, spec.steps),
+            noise("z0", spec.initial_noise),
+            lambda i: noise(f"step {i}", spec.resolved_step_noise),
+            on_step,
+        )
+
+    def _decode(self, index: int, seed: int, latents: dict[str, torch.Tensor]) -> NewPair:
+        # One image per call: the shape the VAE sees is the same for every pair, and memory stays small.
+        images = {m: to_uint8(self.model.base.decode(row.unsqueeze(0))[0]) for m, row in latents.items()}
+        fa = images.get("fa")
+        return NewPair(
+            index=index,
+            seed=seed,
+            cf=images.get("cf"),
+            fa=None if fa is None else np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY), dtype=np.uint8),
+            fa_chroma=0.0 if fa is None else chroma(fa),
+        )
+
+
+def to_uint8(image: torch.Tensor) -> NDArray[np.uint8]:
+    """``(3, H, W)`` in [-1, 1] -> ``(H, W, 3)`` uint8."""
+    scaled = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    pixels: NDArray[np.uint8] = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels
+
+
+def chroma(image: NDArray[np.uint8]) -> float:
+    """Mean of |a*| and |b*| of ``(H, W, 3)`` RGB in CIELAB units; 0 for a grey image."""
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    return round(float(np.abs(lab[..., 1:]).mean(dtype=np.float64)), 4)
+
+
+def write_png(folder: Path, name: str, image: NDArray[np.uint8]) -> dict[str, Any]:
+    """Write a PNG whose bytes depend on the pixels alone; return its name, size and SHA-256."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=6, optimize=False)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
+    return {"name": name, "size": path.stat().st_size, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}

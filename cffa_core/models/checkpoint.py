@@ -1,0 +1,101 @@
+"""Checkpoints on disk: safetensors and JSON, written whole or not at all, verified when read.
+
+Knows folders, digests and named tensors; not what they mean. No pickle, ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from cffa_core.errors import CorruptArtifact
+
+STATE_FORMAT = "cffa-training-state/1"
+TENSORS, STATE = "state.safetensors", "state.json"
+
+
+@contextmanager
+def publish(folder: Path) -> Iterator[Path]:
+    """Yield an empty staging folder that replaces ``folder`` when the block ends well, and vanishes when it does not.
+
+    Files are flushed to disk before the rename, so after a power cut there is the old folder, the new one or none.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        for path in [*staging.rglob("*"), staging]:
+            _flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_state(folder: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON values into ``folder``, with the digests of ALL files that lie in it by then."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    (folder / TENSORS).write_bytes(save(content))
+    document = {"format": STATE_FORMAT, "state": dict(state), "files": describe_files(folder)}
+    (folder / STATE).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what :func:`write_state` wrote; raises ``CorruptArtifact`` if any file of the folder is not as written."""
+    try:
+        document = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptArtifact(f"the checkpoint has no readable {STATE}: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != STATE_FORMAT:
+        raise CorruptArtifact(f"{STATE} of the checkpoint is not {STATE_FORMAT}")
+    verify_files(folder, document["files"])
+    try:
+        return load_file(folder / TENSORS), document["state"]
+    except (OSError, SafetensorError) as error:
+        raise CorruptArtifact(f"{TENSORS} of the checkpoint is not readable: {error}") from error
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below ``folder``, by relative name, in order."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ``CorruptArtifact`` naming the first file that is absent or does not match its size and digest."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptArtifact(f"{folder.name} lacks {name}")
+        if path.stat().st_size != expected["size"] or _sha256(path) != expected["sha256"]:
+            raise CorruptArtifact(f"{folder.name}/{name} is not the file that was written (size or SHA-256 differ)")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Force a file or folder entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

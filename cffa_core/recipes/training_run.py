@@ -1,0 +1,262 @@
+"""The state of a training run: what a step, a validation, a preview and a checkpoint do to it.
+
+`recipes.train` says when each happens. Everything that changes is here, and all of it goes into a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cffa_core import rng
+from cffa_core.data.pairs import PairSet, turn
+from cffa_core.diffusion.latents import LatentCache, Variant, draw_variant
+from cffa_core.diffusion.rotation import noise_rotation
+from cffa_core.errors import Conflict, NotEnoughData, TrainingDiverged
+from cffa_core.jobs.context import JobContext
+from cffa_core.jobs.spec import TrainSettings
+from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.pair_sampler import PairSampler
+from cffa_core.models.base import Base
+from cffa_core.models.checkpoint import publish, read_state, write_state
+from cffa_core.recipes.preview import write_previews
+from cffa_core.recipes.run_folder import RunFolder
+
+VALIDATION_TIMESTEPS = (200, 500, 800)
+# The rotation is a 4x4 matrix over thousands of cells per pair: more pairs would cost encoding time and change nothing.
+ROTATION_PAIRS = 32
+PREVIEW_BATCH = 5
+
+
+def learning_rate(done: int, steps: int, peak: float) -> float:
+    """Rate of the step after ``done`` finished ones: constant for half of the run, then a cosine to 0."""
+    half = steps // 2
+    if done < half:
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (done - half) / (steps - half)))
+
+
+class TrainingRun:
+    """Everything that changes while a run goes on; each method is one line of the recipe."""
+
+    def __init__(self, settings: TrainSettings, pairs: PairSet, base: Base, out: Path, context: JobContext) -> None:
+        base.latent_shape(settings.resolution)
+        train, held_out = pairs.split_by_eye(settings.holdout, settings.seed)
+        if not len(train):
+            raise NotEnoughData("there is no pair to train on")
+        self.settings, self.base, self.context, self.digest = settings, base, context, pairs.digest
+        self.files = RunFolder(out)
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.validated: dict[str, Any] | None = None
+        self.model = DualUnet(base, settings)
+        prompts = {"cf": settings.cf_prompt, "fa": settings.fa_prompt}
+        self.text = {m: base.encode_prompts([prompts[m]]) for m in self.model.modalities}
+        self.train_latents = LatentCache(train, base.encode_images, turn, self.model.modalities, settings.seed)
+        self.held_latents = LatentCache(held_out, base.encode_images, turn, self.model.modalities, settings.seed)
+        self.weights = self.model.lora.parameters()
+        self.ema = [weight.detach().clone() for weight in self.weights] if settings.ema_decay else []
+        self.optimizer = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.scaler = torch.amp.GradScaler(base.device.type, enabled=settings.precision == "fp16")
+
+    def start(self) -> None:
+        """Resume from the newest checkpoint, or begin: clear the folder and measure the noise rotation."""
+        found = self.context.latest_checkpoint()
+        if found is not None:
+            self._restore(found)
+            return
+        self.files.clear()
+        if len(self.model.modalities) == 2:
+            count = min(ROTATION_PAIRS, len(self.train_latents))
+            moments = []
+            for index in range(count):
+                self.context.progress("encoding", index, count)
+                moments.append(self.train_latents.moments(index, Variant()))
+            self.model.noise_rotation = noise_rotation(moments)
+        if not len(self.held_latents):
+            self.files.note("validation_log", 0, "no eye is held out: the best model is the latest")
+
+    def train_step(self) -> None:
+        """One optimiser step; ``self.step`` counts the finished ones."""
+        settings, number = self.settings, self.step + 1
+        generator = rng.generator(settings.seed, "step", number)
+        rate = learning_rate(self.step, settings.steps, settings.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, float] = {}
+        for micro in range(settings.gradient_accumulation):
+            x0, valid = self._batch(self.step * settings.gradient_accumulation + micro, generator)
+            loss, terms = self.model.training_loss(x0, valid, self.text, generator)
+            scaled = self.scaler.scale(loss / settings.gradient_accumulation)
+            scaled.backward()  # type: ignore[no-untyped-call]
+            for name, term in {"loss": loss.detach(), **terms}.items():
+                sums[name] = sums.get(name, 0.0) + float(term) / settings.gradient_accumulation
+        if not math.isfinite(sums["loss"]):
+            raise TrainingDiverged(f"the loss at step {number} is {sums['loss']}; try a smaller learning_rate or fp32")
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, settings.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        for average, weight in zip(self.ema, self.weights, strict=bool(self.ema)):
+            average.lerp_(weight.detach(), 1 - settings.ema_decay)
+        self.step = self.model.step = number
+        values = {**sums, "lr": rate}
+        if torch.isfinite(norm):  # in fp16 the scaler finds its scale by overflowing; such a step changes nothing
+            values["grad_norm"] = float(norm)
+        self.files.log("training_log", number, values)
+        self.context.metrics(number, values)
+        self.context.progress("training", number, settings.steps)
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Loss on the held-out eyes at fixed timesteps and noise; keeps the model if it is the best so far."""
+        if not len(self.held_latents):
+            return
+        sums: dict[str, float] = {}
+        draws = [(index, t) for index in range(len(self.held_latents)) for t in VALIDATION_TIMESTEPS]
+        with self._averaged():
+            for done, (index, t) in enumerate(draws):
+                moments = self.held_latents.moments(index, Variant())
+                generator = rng.generator(self.settings.seed, "validation", index, t)
+                x0 = {m: found.mean.unsqueeze(0) for m, found in moments.items()}
+                valid = {m: found.valid.unsqueeze(0) for m, found in moments.items()}
+                noise = {m: torch.randn(clean.shape, generator=generator) for m, clean in x0.items()}
+                timesteps = {m: torch.tensor([min(t, self.model.schedule.steps - 1)]) for m in x0}
+                loss, terms = self.model.loss_at(x0, valid, self.text, timesteps, noise)
+                for name, term in {"loss": loss, f"loss_t{t}": loss, **terms}.items():
+                    share = len(self.held_latents) if name.startswith("loss_t") else len(draws)
+                    sums[name] = sums.get(name, 0.0) + float(term) / share
+                self.context.progress("validation", done + 1, len(draws))
+        if not math.isfinite(sums["loss"]):
+            raise TrainingDiverged(f"the validation loss at step {self.step} is {sums['loss']}")
+        self.files.log("validation_log", self.step, sums)
+        self.context.metrics(self.step, {f"validation_{name}": value for name, value in sums.items()})
+        self.validated = {"step": self.step, **sums}
+        if self.best is None or sums["loss"] < self.best["loss"]:
+            self.best = self.validated
+            self._save_model(self.files.best)
+
+    def preview(self) -> None:
+        """Draw the preview pairs."""
+        settings = self.settings
+        batch = min(PREVIEW_BATCH, settings.preview_pairs)
+        sampler = PairSampler(self.model, settings.preview, settings.resolution, batch)
+
+        def on_step(done: int, total: int) -> None:
+            self.context.progress("preview", done, total)
+
+        with self._averaged(), publish(self.files.previews(self.step)) as staging:
+            write_previews(sampler, settings.preview_pairs, settings.seed, staging, on_step)
+
+    def checkpoint(self) -> None:
+        """Keep this step's model among the latest three, then hand everything to the context."""
+        if not len(self.held_latents):
+            self._save_model(self.files.best)
+        self._save_model(self.files.latest(self.step))
+        self.files.prune()
+        staging = self.files.folder / ".checkpoint"
+        try:
+            with publish(staging) as folder:
+                self.files.copy_into(folder)
+                write_state(folder, self._tensors(), self._state())
+            self.context.save_checkpoint(self.step, staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def card(self) -> dict[str, Any]:
+        """Card of the best model."""
+        return read_card(self.files.best)
+
+    def _batch(
+        self, number: int, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Batch ``number`` of the run: pairs in a new order every epoch, each in a drawn variant and posterior."""
+        settings, count = self.settings, len(self.train_latents)
+        x0: dict[str, list[torch.Tensor]] = {m: [] for m in self.model.modalities}
+        valid: dict[str, list[torch.Tensor]] = {m: [] for m in self.model.modalities}
+        for place in range(number * settings.batch_size, (number + 1) * settings.batch_size):
+            epoch = rng.generator(settings.seed, "epoch", place // count)
+            index = int(torch.randperm(count, generator=epoch)[place % count])
+            moments = self.train_latents.moments(
+                index, draw_variant(generator, settings.augment, settings.colour_variants)
+            )
+            for m in self.model.modalities:
+                x0[m].append(moments[m].sample(generator))
+                valid[m].append(moments[m].valid)
+        return {m: torch.stack(x0[m]) for m in x0}, {m: torch.stack(valid[m]) for m in valid}
+
+    def _save_model(self, folder: Path) -> None:
+        now = self.validated if self.validated and self.validated["step"] == self.step else None
+        with self._averaged():
+            self.model.save(folder, dataset_digest=self.digest, validation=now)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the moving average in the weights' place (where EMA is on), for validation, previews and saved models."""
+        if not self.ema:
+            yield
+            return
+        own = [weight.detach().clone() for weight in self.weights]
+        try:
+            with torch.no_grad():
+                for weight, average in zip(self.weights, self.ema, strict=True):
+                    weight.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, kept in zip(self.weights, own, strict=True):
+                    weight.copy_(kept)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for place, (name, weight) in enumerate(self.model.lora.named_parameters()):
+            tensors[f"weight/{name}"] = weight
+            tensors |= {f"adamw/{name}/{key}": value for key, value in self.optimizer.state[weight].items()}
+            if self.ema:
+                tensors[f"ema/{name}"] = self.ema[place]
+        return tensors
+
+    def _state(self) -> dict[str, Any]:
+        rotation = self.model.noise_rotation
+        return {
+            "step": self.step,
+            "identity": self._identity(),
+            "best": self.best,
+            "noise_rotation": None if rotation is None else rotation.tolist(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        settings = self.settings.model_dump(mode="json", include=set(TrainSettings.model_fields))
+        return {"settings": settings, "dataset": self.digest, "base": self.base.digest}
+
+    def _restore(self, checkpoint: Path) -> None:
+        tensors, state = read_state(checkpoint)
+        mine = self._identity()
+        other = [name for name in mine if state["identity"][name] != mine[name]]
+        if other:
+            raise Conflict(f"the checkpoint belongs to another run ({', '.join(other)} differ); use another folder")
+        self.files.restore(checkpoint)
+        self.step = self.model.step = state["step"]
+        self.best = state["best"]
+        self.model.noise_rotation = None if state["noise_rotation"] is None else np.array(state["noise_rotation"])
+        self.scaler.load_state_dict(state["scaler"])
+        with torch.no_grad():
+            for place, (name, weight) in enumerate(self.model.lora.named_parameters()):
+                weight.copy_(tensors[f"weight/{name}"])
+                if self.ema:
+                    self.ema[place].copy_(tensors[f"ema/{name}"])
+                prefix = f"adamw/{name}/"
+                kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+                self.optimizer.state[weight] = {
+                    key: value if key == "step" else value.to(weight.device) for key, value in kept.items()
+                }

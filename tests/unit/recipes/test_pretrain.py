@@ -1,0 +1,158 @@
+"""The pretraining recipe on a micro configuration, and the folder it shipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from cffa_core.models.tiny import (
+    MICRO,
+    WORDS,
+    TinySizes,
+    build_tokenizer,
+    build_vae,
+    fold_latent_statistics,
+    parameter_count,
+)
+from cffa_core.recipes.pretrain import PretrainConfig, build_tiny, sobel
+from cffa_core.recipes.pretrain_loop import Budget, fraction, learning_rate
+
+SHIPPED = Path(__file__).parents[3] / "cffa_core" / "assets" / "tiny"
+BUDGET = Budget(steps=5, batch=2, lr=1e-3)
+CONFIG = PretrainConfig(
+    phantoms=4, large_pairs=3, heldout=2, resolution=64, crop=32, sizes=MICRO, vae=BUDGET, small=BUDGET, large=BUDGET,
+    every=2,
+)  # fmt: skip
+WEIGHTS = (
+    "vae/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+@dataclass
+class Killer:
+    """Progress callback that stops one stage at one step."""
+
+    stage: str
+    step: int
+
+    def __call__(self, stage: str, done: int, total: int, loss: float) -> None:
+        if (stage, done) == (self.stage, self.step):
+            raise Interrupted
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    build_tiny(folder / "out", seed=3, work=folder / "work", config=CONFIG)
+    return folder
+
+
+def test_resumed_run_ends_in_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    for stage in ("vae", "unet-small", "unet-large"):
+        with pytest.raises(Interrupted):
+            build_tiny(
+                tmp_path / "out",
+                seed=3,
+                work=tmp_path / "work",
+                config=CONFIG,
+                resume=True,
+                on_progress=Killer(stage, 3),
+            )
+    build_tiny(tmp_path / "out", seed=3, work=tmp_path / "work", config=CONFIG, resume=True)
+    for name in WEIGHTS:
+        assert (tmp_path / "out" / name).read_bytes() == (finished / "out" / name).read_bytes(), name
+
+
+def test_export_loads_with_stock_classes(finished: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(finished / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("an eye", height=64, width=64, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3) and np.isfinite(image).all()
+
+
+def test_no_pickle_is_written(finished: Path) -> None:
+    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".npy", ".txt", ".md"}
+
+
+def test_card_states_how_it_was_made(finished: Path) -> None:
+    card = (finished / "out" / "README.md").read_text()
+    assert "seed 3, 4 phantom pairs" in card and "| unet-large | 5 |" in card and "{" not in card
+
+
+def test_folding_standardises_latents_and_keeps_images() -> None:
+    torch.manual_seed(0)
+    vae = build_vae(MICRO).eval()
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(image).latent_dist
+        decoded = vae.decode(before.mean).sample
+        mean, std = before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3))
+        fold_latent_statistics(vae, mean, std)
+        after = vae.encode(image).latent_dist
+        assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+        assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+        assert torch.allclose(after.std, before.std / std[None, :, None, None], rtol=1e-3)
+        assert torch.allclose(vae.decode(after.mean).sample, decoded, atol=1e-4)
+
+
+def test_learning_rate_follows_the_nearer_limit() -> None:
+    budget = Budget(steps=1000, batch=1, lr=1.0, minutes=10)
+    assert fraction(budget, 100, 540.0) == pytest.approx(0.9)
+    assert fraction(budget, 900, 60.0) == pytest.approx(0.9)
+    assert learning_rate(budget, 999, 0.0) < 0.03
+    assert learning_rate(budget, 0, 0.0) == pytest.approx(0.01)
+
+
+def test_sobel_of_a_ramp_is_its_slope() -> None:
+    ramp = torch.arange(8.0).repeat(8, 1)[None, None] * 0.5
+    gradients = sobel(ramp)
+    assert torch.allclose(gradients[:, 0], torch.full((1, 6, 6), 0.5))
+    assert torch.allclose(gradients[:, 1], torch.zeros(1, 6, 6))
+
+
+def test_known_words_are_one_token_and_any_text_tokenises(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(tmp_path)
+    assert all(len(tokenizer(word).input_ids) == 3 for word in WORDS)
+    text = "a zebra in the vitreous, 日本 é"
+    ids = tokenizer(text).input_ids
+    assert max(ids) < len(tokenizer) and tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == (
+        text.replace(" ", "")
+    )
+
+
+def test_shipped_folder_is_small_and_of_the_documented_size() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 32 * 2**20
+    unet = UNet2DConditionModel.from_pretrained(SHIPPED, subfolder="unet")
+    vae = AutoencoderKL.from_pretrained(SHIPPED, subfolder="vae")
+    text = CLIPTextModel.from_pretrained(SHIPPED / "text_encoder")
+    assert parameter_count(unet) <= 8_000_000
+    assert parameter_count(vae) <= 4_000_000
+    assert parameter_count(text) <= 2_000_000
+    assert unet.config.block_out_channels == list(TinySizes().unet_channels)
+    assert unet.config.down_block_types[0] == "DownBlock2D"
+    assert text.dtype == torch.float32
+    scheduler = DDIMScheduler.from_pretrained(SHIPPED, subfolder="scheduler")
+    assert (scheduler.config.beta_start, scheduler.config.beta_end) == (0.00085, 0.012)
+    assert scheduler.config.prediction_type == "epsilon"
+    assert json.loads((SHIPPED / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+
+
+def test_shipped_tokenizer_handles_unknown_words() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED / "tokenizer")
+    assert tokenizer.model_max_length == 77
+    assert len(tokenizer("late phase with leakage").input_ids) == 6
+    assert len(tokenizer("quokka ☂").input_ids) > 3
