@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cffa_core.errors import NotFound
+from cffa_core.errors import Conflict, NotFound
 from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, WorkerRecord
 from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
 from cffa_core.jobs.schema import checkpoints, clock, datasets, models, units, workers
@@ -25,18 +25,20 @@ def add_dataset(
     stored: StoredFiles,
 ) -> Dataset:
     """See :meth:`JobStore.add_dataset`."""
-    connection.execute(
-        datasets.insert().values(
-            id=dataset_id,
-            owner=owner,
-            name=name,
-            digest=digest,
-            pairs=pairs,
-            report=report,
-            stored=stored_to_json(stored),
-            created_at=clock(),
-        )
+    row = datasets.insert().values(
+        id=dataset_id,
+        owner=owner,
+        name=name,
+        digest=digest,
+        pairs=pairs,
+        report=report,
+        stored=stored_to_json(stored),
+        created_at=clock(),
     )
+    try:
+        connection.execute(row)
+    except sa.exc.IntegrityError as error:
+        raise Conflict(f"data set {dataset_id} exists") from error
     return get_dataset(connection, owner, dataset_id)
 
 

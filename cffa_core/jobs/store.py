@@ -80,7 +80,10 @@ class JobStore:
         report: dict[str, Any],
         stored: StoredFiles,
     ) -> Dataset:
-        """Make a data set visible whose files are already stored under ``dataset_id`` (see :meth:`new_id`)."""
+        """Make a data set visible whose files are already stored; raises :class:`Conflict` if the id is taken.
+
+        The id is a new one (:meth:`new_id`) or one that was derived from an idempotency key.
+        """
         with self._db.write() as connection:
             return catalog.add_dataset(
                 connection,

@@ -55,8 +55,11 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; a missing key is no error."""
 
-    def download_url(self, key: str, *, expires_seconds: int, filename: str) -> str:
-        """A URL that lets anyone who has it GET the object (with Range) until it expires."""
+    def download_url(self, key: str, *, expires_seconds: int, filename: str, sha256: str | None = None) -> str:
+        """A URL that lets anyone who has it GET the object (with Range) until it expires.
+
+        ``sha256`` is served as its entity tag, where the store can do that.
+        """
 
 
 def dataset_key(dataset_id: str, name: str) -> str:

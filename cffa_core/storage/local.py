@@ -35,12 +35,16 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 @dataclass(frozen=True)
 class BlobGrant:
-    """What a blob token allows: one method on one key until ``expires`` (seconds since 1970)."""
+    """What a blob token allows: one method on one key until ``expires`` (seconds since 1970).
+
+    ``sha256`` is the object's digest where the signer knew it: the entity tag that a broken download resumes by.
+    """
 
     key: str
     method: str
     filename: str
     expires: int
+    sha256: str | None = None
 
 
 class LocalStore:
@@ -155,14 +159,14 @@ class LocalStore:
                 continue
         return removed
 
-    def download_url(self, key: str, *, expires_seconds: int, filename: str) -> str:
+    def download_url(self, key: str, *, expires_seconds: int, filename: str, sha256: str | None = None) -> str:
         """A URL of the API that lets anyone GET the object until it expires."""
         self.size(key)
-        return f"{self._base_url}/v1/blobs/{quote(self.token(key, 'GET', filename, expires_seconds))}"
+        return f"{self._base_url}/v1/blobs/{quote(self.token(key, 'GET', filename, expires_seconds, sha256))}"
 
-    def token(self, key: str, method: str, filename: str, expires_seconds: int) -> str:
-        """Sign a grant: URL-safe text, HMAC-SHA256 over method, key, file name and expiry."""
-        grant = {"k": key, "m": method, "f": filename, "e": int(time.time()) + expires_seconds}
+    def token(self, key: str, method: str, filename: str, expires_seconds: int, sha256: str | None = None) -> str:
+        """Sign a grant: URL-safe text, HMAC-SHA256 over method, key, file name, expiry and digest."""
+        grant = {"k": key, "m": method, "f": filename, "e": int(time.time()) + expires_seconds, "h": sha256}
         body = json.dumps(grant, separators=(",", ":"), sort_keys=True).encode()
         return f"{_encode(body)}.{_encode(self._sign(body))}"
 
@@ -177,7 +181,7 @@ class LocalStore:
         grant = json.loads(body)
         if grant["e"] <= time.time():
             raise Gone("this download link has expired; ask for a fresh one")
-        return BlobGrant(key=grant["k"], method=grant["m"], filename=grant["f"], expires=grant["e"])
+        return BlobGrant(key=grant["k"], method=grant["m"], filename=grant["f"], expires=grant["e"], sha256=grant["h"])
 
     def _sign(self, body: bytes) -> bytes:
         return hmac.new(self._secret, b"cffa-blob/1\0" + body, hashlib.sha256).digest()

@@ -7,14 +7,16 @@ requests get ten seconds.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from cffa_core.errors import CffaError
 from cffa_core.settings import Settings
-from services.api.app import create_app, require_safe
+from services.api.app import create_app
 
 GRACE_SECONDS = 10
 
@@ -22,8 +24,13 @@ GRACE_SECONDS = 10
 class Server(uvicorn.Server):
     """uvicorn's server, which tells open streams to end as soon as it is asked to stop."""
 
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.loaded_app.state.stop_streams()
+        if (backend := getattr(self._app.state, "backend", None)) is not None:
+            backend.stopping.set()
         super().handle_exit(sig, frame)
 
 
@@ -32,7 +39,6 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings()
     try:
-        require_safe(settings)
         app = create_app(settings)
     except CffaError as error:
         logging.getLogger("cffa.api").error("%s", error.message)
@@ -44,9 +50,13 @@ def main() -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = Server(config)
+    # uvicorn raises the signal again when it has ended; by then there is nothing left to interrupt.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    server = Server(config, app)
     server.run()
     return 0 if server.started else 3
 

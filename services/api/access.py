@@ -5,27 +5,34 @@ The owner is decided here and nowhere else. Embedded mode on loopback needs no k
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import Depends, Request
+import anyio
+from fastapi import Depends, Header, Request
 
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.local import LocalStore
 
 LOCAL_OWNER = "local"
+CHECKS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Opened once per process; ``stopping`` is set when the server begins to shut down, so that long answers end."""
+    """Opened once per process.
+
+    ``checks`` bounds how many uploads are checked at a time: that is heavy, and the other routes need their threads.
+    ``stopping`` is set when the server begins to shut down, so that long answers end.
+    """
 
     settings: Settings
     store: JobStore
     objects: LocalStore
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 def backend(request: Request) -> Backend:
@@ -42,3 +49,12 @@ def current_owner() -> str:
 
 TheBackend = Annotated[Backend, Depends(backend)]
 Owner = Annotated[str, Depends(current_owner)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Posting again with the same key and body answers as the first post did.",
+    ),
+]

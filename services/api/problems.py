@@ -35,6 +35,7 @@ from cffa_core.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
+Answers = dict[int | str, dict[str, Any]]
 _log = logging.getLogger("cffa.api")
 
 
@@ -83,6 +84,11 @@ _STATUS: dict[type[CffaError], int] = {
     NotEnoughData: 422,
     CorruptArtifact: 500,
     StorageUnavailable: 503,
+}
+UNEXPECTED = "an unexpected error; the server's log has it under this request_id"
+_QUIET: dict[type[CffaError], str] = {
+    StorageUnavailable: "the record or the object store refused a read or a write; the server's log says why",
+    CorruptArtifact: "stored bytes are not what the record says; nothing was sent, the server's log says which",
 }
 _HTTP_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allowed", 413: PayloadTooLarge.code}
 
@@ -133,7 +139,7 @@ class ProblemDocument(BaseModel):
     errors: list[ProblemItem] = []
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int) -> Answers:
     """OpenAPI ``responses`` of a route for the problems it may answer with."""
     schema = {"$ref": "#/components/schemas/ProblemDocument"}
     return {
@@ -175,8 +181,12 @@ def response(
 def from_typed(request: Request, error: CffaError) -> JSONResponse:
     """Map a typed error; an unmapped one is a fault of this service and says nothing outside."""
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
-    if status == 500:
+    code, detail = error.code, error.message
+    if any(item.code == "idempotency_key_reused" for item in error.problems):
+        status, code = 422, "idempotency_key_reused"
+    if status >= 500:
         _log.error("request %s failed", request_id_of(request), exc_info=error)
+        detail = _QUIET.get(type(error), UNEXPECTED)  # its own words may name paths and hosts
     headers: dict[str, str] = {}
     if error.retryable:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
@@ -185,8 +195,8 @@ def from_typed(request: Request, error: CffaError) -> JSONResponse:
     return response(
         request,
         status=status,
-        code=error.code,
-        detail=error.message,
+        code=code,
+        detail=detail,
         retryable=error.retryable,
         errors=error.problems,
         headers=headers,
@@ -226,7 +236,7 @@ def unexpected(request: Request) -> JSONResponse:
         request,
         status=500,
         code="internal",
-        detail="an unexpected error; the server's log has it under this request_id",
+        detail=UNEXPECTED,
     )
 
 

@@ -1,0 +1,194 @@
+"""Jobs: posting, listing, watching, and the five things an owner can do to one. Results have routers of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+
+from cffa_core.errors import CffaError
+from cffa_core.jobs.records import Job
+from cffa_core.jobs.spec import JobSpec, Kind
+from cffa_core.jobs.state import TERMINAL, JobState
+from services.api.access import Backend, IdempotencyKey, Owner, TheBackend
+from services.api.paging import PageSize, PageToken
+from services.api.problems import Answers, documented
+from services.api.ranges import etag_matches
+from services.api.schemas import GenerationJobRequest, JobList, JobView, TrainingJobRequest
+
+LONGEST_WAIT = 30
+WATCH_SECONDS = 0.25
+router = APIRouter(tags=["jobs"])
+_NOT_CHANGED: Answers = {304: {"description": "Not changed since the version named in If-None-Match."}}
+_log = logging.getLogger("cffa.api")
+
+Wait = Annotated[int, Query(ge=0, le=LONGEST_WAIT, description="Seconds to wait for a change of the job.")]
+
+
+@router.post(
+    "/v1/training-jobs",
+    status_code=202,
+    response_model=JobView,
+    operation_id="postTrainingJob",
+    summary="Post a training job",
+    responses=documented(400, 403, 413, 422, 503),
+)
+def post_training_job(
+    request: TrainingJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue the training of a pair method on a data set. The product is a model."""
+    return _create(backend, owner, request.spec(), request.priority, idempotency_key)
+
+
+@router.post(
+    "/v1/generation-jobs",
+    status_code=202,
+    response_model=JobView,
+    operation_id="postGenerationJob",
+    summary="Post a generation job",
+    responses=documented(400, 403, 413, 422, 503),
+)
+def post_generation_job(
+    request: GenerationJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue the making of `count` pairs with a model. Parts of the result can be downloaded while the job runs."""
+    return _create(backend, owner, request.spec(), request.priority, idempotency_key)
+
+
+def _create(backend: Backend, owner: str, spec: JobSpec, priority: int, key: str | None) -> Response:
+    job, created = backend.store.create_job(owner, spec, priority=priority, idempotency_key=key)
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    if not created:
+        headers["Idempotency-Replayed"] = "true"
+    return _answer(job, status=202, headers=headers)
+
+
+@router.get(
+    "/v1/jobs",
+    operation_id="listJobs",
+    summary="List jobs, newest first",
+    responses=documented(422, 503),
+)
+def list_jobs(
+    backend: TheBackend,
+    owner: Owner,
+    kind: Kind | None = None,
+    state: JobState | None = None,
+    page_size: PageSize = 50,
+    page_token: PageToken = None,
+) -> JobList:
+    """One page of jobs; `kind` and `state` filter."""
+    page = backend.store.list_jobs(owner, kind, state, page_size, page_token)
+    return JobList(items=[JobView.of(job) for job in page.items], next_page_token=page.next_token)
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    response_model=JobView,
+    operation_id="getJob",
+    summary="Get or watch a job",
+    responses=_NOT_CHANGED | documented(404, 422, 503),
+)
+async def get_job(
+    job_id: str,
+    backend: TheBackend,
+    owner: Owner,
+    wait: Wait = 0,
+    if_none_match: Annotated[str | None, Header(description="ETag of the version you have.")] = None,
+) -> Response:
+    """The job, with an ETag. `wait` holds the answer until the job changes: from the version in If-None-Match, or
+    from the current one if there is no such header (then a finished job answers at once)."""
+    end = time.monotonic() + wait
+    job = await run_in_threadpool(backend.store.get_job, owner, job_id)
+    first = _etag(job)
+    while not backend.stopping.is_set():
+        if if_none_match is None:
+            changed = job.state in TERMINAL or _etag(job) != first
+        else:
+            changed = not etag_matches(if_none_match, _etag(job))
+        left = end - time.monotonic()
+        if changed or left <= 0:
+            break
+        await asyncio.sleep(min(WATCH_SECONDS, left))
+        job = await run_in_threadpool(backend.store.get_job, owner, job_id)
+    if etag_matches(if_none_match, _etag(job)):
+        return Response(status_code=304, headers=_headers(job))
+    return _answer(job)
+
+
+def _post_action(
+    verb: str, summary: str, description: str
+) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+    return router.post(
+        f"/v1/jobs/{{job_id}}:{verb}",
+        response_model=JobView,
+        operation_id=f"{verb}Job",
+        summary=summary,
+        description=description,
+        responses=documented(403, 404, 409, 503),
+    )
+
+
+@_post_action("cancel", "Cancel a job", "`canceling` until its workers have stopped. Finished parts are kept.")
+def cancel_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+    return _answer(backend.store.cancel_job(owner, job_id))
+
+
+@_post_action("pause", "Pause a job", "`pausing` until its workers have stopped. What is done is kept.")
+def pause_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+    return _answer(backend.store.pause_job(owner, job_id))
+
+
+@_post_action("resume", "Resume a paused job", "It goes on where it stopped.")
+def resume_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+    return _answer(backend.store.resume_job(owner, job_id))
+
+
+@_post_action("retry", "Retry a failed or canceled job", "Finished parts and checkpoints are kept; the rest is queued.")
+def retry_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+    return _answer(backend.store.retry_job(owner, job_id))
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    status_code=204,
+    operation_id="deleteJob",
+    summary="Delete a finished job",
+    responses=documented(403, 404, 409, 503),
+)
+def delete_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+    """Remove a terminal job, its history and its products; the model of a training job stays."""
+    keys = backend.store.delete_job(owner, job_id)
+    return Response(status_code=204, background=BackgroundTask(_remove, backend, job_id, keys))
+
+
+def _remove(backend: Backend, job_id: str, keys: tuple[str, ...]) -> None:
+    """Delete objects that the record no longer names; one that stays is unreachable, and is logged."""
+    for key in keys:
+        try:
+            backend.objects.delete(key)
+        except CffaError:
+            _log.exception("job %s is deleted, but its object %s is still stored", job_id, key)
+
+
+def _etag(job: Job) -> str:
+    """The place in the queue moves without a new version of the job, so it is part of the tag."""
+    place = "" if job.queue_position is None else f"-q{job.queue_position}"
+    return f'"{job.version}{place}"'
+
+
+def _headers(job: Job) -> dict[str, str]:
+    return {"ETag": _etag(job), "Cache-Control": "private, no-cache"}
+
+
+def _answer(job: Job, *, status: int = 200, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(
+        JobView.of(job).model_dump(mode="json"), status_code=status, headers=_headers(job) | (headers or {})
+    )

@@ -1,0 +1,155 @@
+"""Made pairs, one by one: each PNG is served as a byte range of the archive of its part, so it is stored once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO, Literal
+
+from fastapi import APIRouter, Request, Response
+
+from cffa_core.errors import Conflict, CorruptArtifact, Gone, NotFound, Problem
+from cffa_core.jobs.records import Job, Part
+from cffa_core.jobs.spec import GenerationSpec
+from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
+from services.api.access import Backend, Owner, TheBackend
+from services.api.paging import PageSize, PageToken, offset_of
+from services.api.problems import Answers, documented
+from services.api.ranges import serve
+from services.api.schemas import PairList, PairView, StoredImage
+
+router = APIRouter(tags=["results"])
+PNG: Answers = {
+    200: {"description": "PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+@router.get(
+    "/v1/jobs/{job_id}/pairs",
+    operation_id="listPairs",
+    summary="Finished pairs of a generation job",
+    responses=documented(404, 409, 410, 422, 503),
+)
+def list_pairs(
+    job_id: str, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
+) -> PairList:
+    """Pairs of all finished parts in index order. Parts may finish out of order, so earlier ones can appear later."""
+    job, spec = generation_job(backend, owner, job_id)
+    first = offset_of(page_token)
+    found: list[PairView] = []
+    number = first // spec.part_size
+    while len(found) <= page_size:
+        parts = backend.store.parts(owner, job.id, kind=UnitKind.PART, first=number, limit=8)
+        for part in parts:
+            found += [pair_view(job, part, raw) for raw in pairs_of(backend, part) if raw["index"] >= first]
+        if len(parts) < 8:
+            break
+        number = parts[-1].index + 1
+    following = str(found[page_size].index) if len(found) > page_size else None
+    return PairList(items=found[:page_size], next_page_token=following)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/pairs/{index}",
+    operation_id="getPair",
+    summary="One pair",
+    responses=documented(404, 409, 410, 422, 503),
+)
+def get_pair(job_id: str, index: int, backend: TheBackend, owner: Owner) -> PairView:
+    """Seed, digests and addresses of one pair."""
+    job, part, raw = _find(backend, owner, job_id, index)
+    return pair_view(job, part, raw)
+
+
+def get_image(
+    request: Request, job_id: str, index: int, modality: Literal["cf", "fa"], backend: TheBackend, owner: Owner
+) -> Response:
+    """The PNG as it stands in the archive; supports Range, its ETag is its SHA-256."""
+    _, part, raw = _find(backend, owner, job_id, index)
+    entry = raw[modality]
+    archive = part.stored.files["pairs.zip"]
+
+    def opened(start: int, length: int) -> BinaryIO:
+        return backend.objects.open(archive.key, int(entry["offset"]) + start, length)
+
+    return serve(
+        request,
+        opened,
+        size=int(entry["size"]),
+        sha256=str(entry["sha256"]),
+        media_type="image/png",
+        filename=f"{job_id}-{index:06d}-{modality}.png",
+        inline=True,
+    )
+
+
+for _method in ("GET", "HEAD"):
+    router.add_api_route(
+        "/v1/jobs/{job_id}/pairs/{index}/{modality}.png",
+        get_image,
+        methods=[_method],
+        response_class=Response,
+        operation_id=f"{_method.lower()}PairImage",
+        summary="One image of a pair" if _method == "GET" else "Size and ETag of one image of a pair",
+        responses=PNG | documented(404, 409, 410, 416, 422, 503),
+    )
+
+
+def generation_job(backend: Backend, owner: str, job_id: str) -> tuple[Job, GenerationSpec]:
+    """The job and its spec; raises ``Conflict`` if it is of another kind, ``Gone`` if its products were removed."""
+    job = backend.store.get_job(owner, job_id)
+    if not isinstance(job.spec, GenerationSpec):
+        raise Conflict(f"job {job_id} is a {job.kind} job; only generation jobs make pairs and archives")
+    if job.state is JobState.EXPIRED:
+        raise Gone(f"the products of job {job_id} were removed by retention")
+    return job, job.spec
+
+
+def not_made(job: Job, what: str) -> Conflict | NotFound:
+    """The error for a product that is not there: yet, or for good."""
+    if job.state in TERMINAL:
+        return NotFound(f"{what} was not made: the job is {job.state}")
+    return Conflict(f"{what} is not made yet: the job is {job.state}")
+
+
+def pairs_of(backend: Backend, part: Part) -> list[dict[str, Any]]:
+    """The pairs of a finished part, as its ``part.json`` lists them; raises ``CorruptArtifact``."""
+    info = part.stored.files["part.json"]
+    try:
+        pairs = json.loads(backend.objects.get_bytes(info.key))["pairs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"the index of part {part.index} is not readable") from error
+    return sorted(pairs, key=lambda pair: int(pair["index"]))
+
+
+def pair_view(job: Job, part: Part, raw: dict[str, Any]) -> PairView:
+    """One entry of a ``part.json`` as the API shows it."""
+    index = int(raw["index"])
+
+    def image(modality: str) -> StoredImage:
+        entry = raw[modality]
+        url = f"/v1/jobs/{job.id}/pairs/{index}/{modality}.png"
+        return StoredImage(name=entry["name"], size=entry["size"], sha256=entry["sha256"], url=url)
+
+    return PairView(
+        index=index,
+        part=part.index,
+        seed=raw["seed"],
+        cf=image("cf"),
+        fa=image("fa"),
+        fa_chroma=raw.get("fa_chroma"),
+    )
+
+
+def _find(backend: Backend, owner: str, job_id: str, index: int) -> tuple[Job, Part, dict[str, Any]]:
+    job, spec = generation_job(backend, owner, job_id)
+    if not 0 <= index < spec.count:
+        problem = Problem("path:index", "out_of_range", f"the job has the pairs 0 to {spec.count - 1}")
+        raise NotFound(f"job {job_id} has no pair {index}", problems=(problem,))
+    number = index // spec.part_size
+    parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=1)
+    if not parts or parts[0].index != number:
+        raise not_made(job, f"pair {index}")
+    for raw in pairs_of(backend, parts[0]):
+        if raw["index"] == index:
+            return job, parts[0], raw
+    raise not_made(job, f"pair {index}")

@@ -1,0 +1,164 @@
+// The page over the API: lists, progress and the pair viewer. Everything shown is text or an image URL of this server.
+
+const byId = (id) => document.getElementById(id);
+const POLL_MS = 2000;
+const view = { job: null, pairs: [], next: null, at: 0, mode: "side" };
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+async function get(path) {
+  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.detail ?? answer.statusText);
+  return body;
+}
+
+const ago = (time) => {
+  const seconds = Math.max(0, (Date.now() - new Date(time)) / 1000);
+  for (const [size, name] of [[86400, "d"], [3600, "h"], [60, "min"]])
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${name} ago`;
+  return "just now";
+};
+const lasting = (seconds) => seconds >= 5400 ? `${(seconds / 3600).toFixed(1)} h`
+  : seconds >= 90 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds)} s`;
+const bytes = (count) => count >= 1e9 ? `${(count / 1e9).toFixed(1)} GB` : count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB`
+  : `${Math.ceil(count / 1e3)} kB`;
+
+function replaceCards(list, cards, empty) {
+  byId(list).replaceChildren(...(cards.length ? cards : [element("li", { className: "soft", textContent: empty })]));
+}
+
+async function act(job, verb) {
+  const answer = await fetch(`v1/jobs/${job.id}:${verb}`, { method: "POST" });
+  if (!answer.ok) alert((await answer.json()).detail);
+  await refresh();
+}
+
+function jobCard(job) {
+  const { progress } = job;
+  const done = job.state === "succeeded";
+  const what = job.kind === "training" ? `${job.spec.method} on ${job.spec.base}, ${job.spec.steps} steps`
+    : `${job.spec.count} pairs at ${job.spec.resolution} px`;
+  const bar = element("progress", { max: Math.max(1, progress.total), value: done ? Math.max(1, progress.total) : progress.current,
+    className: done ? "done" : "" });
+  bar.setAttribute("aria-label", `Progress of ${job.id}`);
+  const buttons = element("span", { className: "end row" });
+  const button = (text, onclick) => buttons.append(element("button", { type: "button", textContent: text, onclick }));
+  if (job.kind === "generation" && job.counts.generated) button("View pairs", () => choose(job.id));
+  if (["queued", "running", "finalizing"].includes(job.state)) button("Cancel", () => act(job, "cancel"));
+  if (["failed", "canceled"].includes(job.state)) button("Retry", () => act(job, "retry"));
+  if (job.state === "paused") button("Resume", () => act(job, "resume"));
+  const steps = progress.total ? `${progress.stage} ${progress.current} of ${progress.total}` : progress.stage;
+  const eta = progress.eta_seconds && !job.terminal ? `, about ${lasting(progress.eta_seconds)} left` : "";
+  const place = job.queue_position ? `, number ${job.queue_position} in the queue` : "";
+  return element("li", { className: job.id === view.job ? "card chosen" : "card" },
+    element("div", { className: "row" }, element("strong", { textContent: job.kind === "training" ? "Training" : "Generation" }),
+      element("span", { textContent: what }), element("span", { className: `state ${job.state}`, textContent: job.state }), buttons),
+    bar,
+    element("div", { className: "row soft" }, `${steps}${eta}${place}`,
+      element("span", { className: "end" }, element("code", { textContent: job.id }), ` ${ago(job.created_at)}`)),
+    job.error || job.reason ? element("div", { className: "bad", textContent: job.error?.message ?? job.reason }) : null);
+}
+
+const datasetCard = (dataset) => element("li", { className: "card" },
+  element("div", { className: "row" }, element("strong", { textContent: dataset.name }), `${dataset.pairs} pairs`,
+    element("span", { className: "soft end", textContent: ago(dataset.created_at) })), element("code", { textContent: dataset.id }));
+
+const modelCard = (model) => element("li", { className: "card" },
+  element("div", { className: "row" }, element("strong", { textContent: model.method ?? "model" }),
+    `on ${model.base ?? "?"}, step ${model.step ?? "?"}`,
+    element("span", { className: "soft end", textContent: ago(model.created_at) })),
+  element("code", { textContent: model.id }), " ", element("a", { href: `v1/models/${model.id}/card`, textContent: "card" }));
+
+function pairButton(pair, at) {
+  const image = (file, alt) => element("img", { src: file.url, alt: `${alt} of pair ${pair.index}`, loading: "lazy" });
+  return element("li", {}, element("button", { type: "button", className: "pair", onclick: () => open(at) },
+    image(pair.cf, "CF"), image(pair.fa, "FA"), element("span", { className: "soft", textContent: `Pair ${pair.index}` })));
+}
+
+async function choose(job) {
+  Object.assign(view, { job, pairs: [], next: null });
+  byId("pairs-title").textContent = `Pairs of ${job}`;
+  byId("pairs").replaceChildren();
+  byId("pairs-section").hidden = false;
+  await Promise.all([morePairs(), archives(), refresh()]);
+  byId("pairs-section").scrollIntoView({ behavior: "smooth" });
+}
+
+async function morePairs() {
+  const token = view.next ? `&page_token=${encodeURIComponent(view.next)}` : "";
+  const page = await get(`v1/jobs/${view.job}/pairs?page_size=24${token}`);
+  const first = view.pairs.length;
+  view.pairs.push(...page.items);
+  view.next = page.next_page_token;
+  byId("pairs").append(...page.items.map((pair, offset) => pairButton(pair, first + offset)));
+  byId("more").hidden = !view.next;
+}
+
+async function archives() {
+  const found = await get(`v1/jobs/${view.job}/archives`);
+  const link = (archive, name) => element("li", {}, element("a", { href: archive.url,
+    textContent: `${name} (${archive.pairs} pairs, ${bytes(archive.bytes)})`, title: `sha256 ${archive.sha256}` }));
+  byId("archives").replaceChildren(...(found.whole ? [link(found.whole, "Whole archive")] : []),
+    ...found.parts.map((part) => link(part, `Part ${part.number}`)));
+}
+
+function open(at) {
+  const pair = view.pairs[at];
+  if (!pair) return;
+  view.at = at;
+  byId("viewer-title").textContent = `Pair ${pair.index}, seed ${pair.seed}`;
+  byId("stage-cf").src = pair.cf.url;
+  byId("stage-fa").src = pair.fa.url;
+  byId("previous").disabled = at === 0;
+  byId("next").disabled = at === view.pairs.length - 1;
+  if (!byId("viewer").open) byId("viewer").showModal();
+}
+
+function compare(mode) {
+  view.mode = byId("stage").dataset.mode = mode;
+  for (const button of document.querySelectorAll("[data-mode]"))
+    if (button.tagName === "BUTTON") button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+  byId("amount-label").hidden = mode === "side";
+  byId("amount-name").textContent = mode === "checker" ? "Square size" : "Position";
+}
+
+function slide() {
+  const amount = Number(byId("amount").value);
+  byId("stage").style.setProperty("--amount", `${amount}%`);
+  byId("stage").style.setProperty("--cell", `${100 / Math.max(1, Math.round(12 - amount / 10))}%`);
+}
+
+async function refresh() {
+  try {
+    const [jobs, datasets, models, queue] = await Promise.all(
+      ["v1/jobs?page_size=50", "v1/datasets", "v1/models", "v1/queue"].map(get));
+    replaceCards("jobs", jobs.items.map(jobCard), "No jobs yet. Post one with `cffa submit train`.");
+    replaceCards("datasets", datasets.items.map(datasetCard), "No data sets yet. Upload one with `cffa dataset upload`.");
+    replaceCards("models", models.items.map(modelCard), "No models yet; a training job makes one.");
+    byId("queue").textContent = `${queue.waiting} waiting, ${queue.running} running, ${queue.workers} worker${queue.workers === 1 ? "" : "s"}`;
+  } catch (error) {
+    byId("queue").textContent = `no answer: ${error.message}`;
+  }
+}
+
+byId("more").addEventListener("click", morePairs);
+byId("amount").addEventListener("input", slide);
+byId("close").addEventListener("click", () => byId("viewer").close());
+byId("previous").addEventListener("click", () => open(view.at - 1));
+byId("next").addEventListener("click", () => open(view.at + 1));
+for (const button of document.querySelectorAll("button[data-mode]"))
+  button.addEventListener("click", () => compare(button.dataset.mode));
+byId("viewer").addEventListener("keydown", (event) => {
+  if (event.target.type === "range") return;
+  if (event.key === "ArrowLeft") open(view.at - 1);
+  if (event.key === "ArrowRight") open(view.at + 1);
+});
+compare("side");
+slide();
+await refresh();
+setInterval(() => document.hidden || byId("viewer").open || refresh(), POLL_MS);

@@ -1,0 +1,138 @@
+"""The OpenAPI document: well formed, complete, and its examples are valid instances of what they exemplify."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.openapi.models import OpenAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from cffa_core.jobs.spec import parse_spec
+from services.api import problems, schemas
+
+METHODS = {"get", "post", "put", "delete", "head", "patch"}
+ROUTES = {
+    ("post", "/v1/datasets"),
+    ("get", "/v1/datasets"),
+    ("get", "/v1/datasets/{dataset_id}"),
+    ("get", "/v1/datasets/{dataset_id}/pairs"),
+    ("get", "/v1/datasets/{dataset_id}/report"),
+    ("post", "/v1/training-jobs"),
+    ("post", "/v1/generation-jobs"),
+    ("get", "/v1/jobs"),
+    ("get", "/v1/jobs/{job_id}"),
+    ("delete", "/v1/jobs/{job_id}"),
+    ("post", "/v1/jobs/{job_id}:cancel"),
+    ("post", "/v1/jobs/{job_id}:pause"),
+    ("post", "/v1/jobs/{job_id}:resume"),
+    ("post", "/v1/jobs/{job_id}:retry"),
+    ("get", "/v1/jobs/{job_id}/events"),
+    ("get", "/v1/jobs/{job_id}/metrics"),
+    ("get", "/v1/jobs/{job_id}/checkpoints"),
+    ("get", "/v1/jobs/{job_id}/pairs"),
+    ("get", "/v1/jobs/{job_id}/pairs/{index}"),
+    ("get", "/v1/jobs/{job_id}/pairs/{index}/{modality}.png"),
+    ("head", "/v1/jobs/{job_id}/pairs/{index}/{modality}.png"),
+    ("get", "/v1/jobs/{job_id}/archives"),
+    ("get", "/v1/jobs/{job_id}/archives/all"),
+    ("get", "/v1/jobs/{job_id}/archives/{number}"),
+    ("get", "/v1/models"),
+    ("get", "/v1/models/{model_id}"),
+    ("get", "/v1/models/{model_id}/card"),
+    ("get", "/v1/blobs/{token}"),
+    ("head", "/v1/blobs/{token}"),
+    ("get", "/v1/queue"),
+    ("get", "/v1/workers"),
+    ("get", "/livez"),
+    ("get", "/readyz"),
+}
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    return app.openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method in METHODS & item.keys():
+            yield method, path, item[method]
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from ([value["$ref"]] if isinstance(value.get("$ref"), str) else [])
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def test_the_document_is_openapi_and_is_served(document: dict[str, Any], client: TestClient) -> None:
+    OpenAPI.model_validate(document)
+    assert client.get("/openapi.json").json() == document
+
+
+def test_every_route_is_there_and_no_other(document: dict[str, Any]) -> None:
+    assert {(method, path) for method, path, _ in operations(document)} == ROUTES
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for reference in references(document):
+        found: Any = document
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step]
+
+
+def test_every_operation_is_named_described_and_tagged(document: dict[str, Any]) -> None:
+    names = []
+    known = {tag["name"] for tag in document["tags"]}
+    for method, path, operation in operations(document):
+        names.append(operation["operationId"])
+        assert operation["summary"] and operation["description"], (method, path)
+        assert set(operation["tags"]) <= known and operation["tags"], (method, path)
+    assert len(names) == len(set(names))
+
+
+def test_problems_are_documented_as_problems(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        wrong = {status: answer for status, answer in operation["responses"].items() if int(status) >= 400}
+        assert wrong or path == "/livez", (method, path)
+        for answer in wrong.values():
+            assert answer["content"].keys() == {problems.MEDIA_TYPE}, (method, path)
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def models_with_examples() -> list[tuple[type[BaseModel], dict[str, Any]]]:
+    found = []
+    for module in (schemas, problems):
+        for _, model in inspect.getmembers(module, inspect.isclass):
+            if issubclass(model, BaseModel) and model.__module__ == module.__name__:
+                extra = model.model_config.get("json_schema_extra") or {}
+                assert isinstance(extra, dict)
+                found += [(model, example) for example in extra.get("examples", [])]  # type: ignore[union-attr]
+    return found
+
+
+@pytest.mark.parametrize(("model", "example"), models_with_examples(), ids=lambda value: getattr(value, "__name__", ""))
+def test_examples_are_valid(model: type[BaseModel], example: dict[str, Any]) -> None:
+    assert model.model_fields.keys() >= example.keys()
+    model.model_validate(example)
+
+
+def test_enough_is_exemplified() -> None:
+    shown = {model.__name__ for model, _ in models_with_examples()}
+    assert {"TrainingJobRequest", "GenerationJobRequest", "JobView", "ProblemDocument", "ArchiveView"} <= shown
+
+
+def test_posted_examples_are_specs_of_the_library() -> None:
+    for model, example in models_with_examples():
+        if model in (schemas.TrainingJobRequest, schemas.GenerationJobRequest):
+            kind = "training" if model is schemas.TrainingJobRequest else "generation"
+            assert parse_spec(example | {"kind": kind}).kind == kind
