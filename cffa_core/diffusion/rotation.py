@@ -11,9 +11,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from cffa_core.diffusion.latents import Moments
-from cffa_core.diffusion.losses import erode, high_pass
+from cffa_core.diffusion.losses import BLUR_KERNEL, erode, high_pass
 
 # Below this many cells a covariance of 4 channels says nothing.
 FEWEST_CELLS = 100
@@ -23,12 +24,12 @@ def noise_rotation(pairs: Iterable[dict[str, Moments]]) -> NDArray[np.float64] |
     """``R = U V^T`` of the SVD of ``S_fa^(-1/2) C_fa,cf S_cf^(-1/2)``, ``(C, C)`` float64; ``z_fa = R z_cf``.
 
     Channel-wise over all cells of all ``pairs``: HIGH-PASSED (illumination and field of view correlate positively,
-    vessels negatively), inside the eroded common valid region, then centred. None when the valid cells are too few or
-    a channel does not vary.
+    vessels negatively), inside the common valid region, then centred. None when the valid cells are too few or a
+    channel does not vary.
     """
     columns: dict[str, list[NDArray[np.float64]]] = {"cf": [], "fa": []}
     for moments in pairs:
-        both = erode((moments["cf"].valid & moments["fa"].valid).unsqueeze(0))[0, 0]
+        both = _inside(moments["cf"].valid & moments["fa"].valid)
         for m in ("cf", "fa"):
             sharp = high_pass(moments[m].mean.double().unsqueeze(0))[0]
             columns[m].append(sharp[:, both].numpy())
@@ -49,6 +50,12 @@ def noise_rotation(pairs: Iterable[dict[str, Moments]]) -> NDArray[np.float64] |
 def rotate(noise: torch.Tensor, rotation: NDArray[np.float64]) -> torch.Tensor:
     """Apply ``R`` to the channels of ``(C, h, w)``."""
     return torch.einsum("ij,jhw->ihw", torch.from_numpy(rotation).to(noise.dtype), noise)
+
+
+def _inside(valid: torch.Tensor) -> torch.Tensor:
+    """Cells ``(h, w)`` whose whole blur lies in the valid region: the rim of a field of view is no fine structure."""
+    ringed = F.pad(valid.unsqueeze(0), (1, 1, 1, 1), value=False)
+    return erode(ringed, BLUR_KERNEL // 2)[0, 0, 1:-1, 1:-1]
 
 
 def _inverse_root(covariance: NDArray[np.float64]) -> NDArray[np.float64] | None:

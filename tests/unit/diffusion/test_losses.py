@@ -15,8 +15,8 @@ from cffa_core.diffusion.losses import (
     ModalityLatents,
     NoiseSchedule,
     blur,
-    erode,
     eps_weight,
+    erode,
     high_pass,
     latent_mask,
     masked_mean,
@@ -107,9 +107,7 @@ def np_pair_loss(cf: ModalityLatents, fa: ModalityLatents, spec: LossSpec) -> fl
     a, b = (np.clip(x0_hat[m], -10, 10) for m in ("cf", "fa"))
     cells = np_ngf(a, b, 1.0) if spec.struct_loss == "ngf" else np.abs(np_magnitude(a) - np_magnitude(b))
     both = np_erode(cf.valid.numpy() & fa.valid.numpy())
-    return float(
-        total + spec.struct_lambda * (np_masked_mean(cells, both) * np.minimum(x0_w["cf"], x0_w["fa"])).mean()
-    )
+    return float(total + spec.struct_lambda * (np_masked_mean(cells, both) * np.minimum(x0_w["cf"], x0_w["fa"])).mean())
 
 
 @pytest.mark.parametrize("x0_weighting", ["none", "min_snr"])
