@@ -1,0 +1,26 @@
+"""One record and one object store per test, of every kind there is; a new kind joins by a new parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cffa_core.jobs.store import JobStore
+from cffa_core.storage.base import ObjectStore
+from cffa_core.storage.local import LocalStore
+from tests.record_cases import sqlite_store
+
+
+@pytest.fixture(params=["sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    opened = {"sqlite": sqlite_store}[request.param](tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["local"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    stores = {"local": lambda: LocalStore(tmp_path / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")}
+    return stores[request.param]()
