@@ -1,4 +1,4 @@
-"""Commands that work here and now, without a service: dataset check, phantom, train, generate, evaluate."""
+"""Commands that work here and now, without a service: dataset check, phantom, train, generate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cffa_core.errors import InvalidDataset, InvalidSpec
+from cffa_core.errors import InvalidDataset
 from services.client.cli import options
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
-    from cffa_core.settings import Settings
+    from cffa_core.jobs.spec import GenerateSettings
 
 dataset = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Look at data sets of pairs.")
-evaluate = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Measure pairs.")
 Pairs = Annotated[Path, typer.Argument(metavar="PATH", help="Folder or zip of pairs, in any of the three layouts.")]
-Device = Annotated[str, typer.Option(envvar="CFFA_DEVICE", help="auto | cpu | cuda | cuda:N")]
 
 
 @dataset.command("check")
@@ -93,7 +91,7 @@ def train(
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train on a folder or zip of pairs, without a service; leaves logs, previews and OUT/best_checkpoint."""
@@ -119,7 +117,7 @@ def train(
     with progress_bars() as bars:
         context = FolderContext(out, bars)
         model = run_training(
-            settings, data, settings.base, out, context, device=_device(device, places), models_dir=places.models_dir
+            settings, data, settings.base, out, context, device=options.device(device), models_dir=places.models_dir
         )
     if as_json:
         print_json(model)
@@ -143,7 +141,7 @@ def generate(
     assignments: options.Assignments = None,
     base: Annotated[str | None, typer.Option(help="Where the model's base is, if not under its name.")] = None,
     sheet: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a contact sheet (PNG) here.")] = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Generate pairs with a trained model, without a service."""
@@ -165,36 +163,33 @@ def generate(
     if as_json:
         print_json({"out": str(out), "pairs": pairs})
     else:
-        names = [[pair[modality]["name"] if modality in pair else None for modality in ("cf", "fa")] for pair in pairs]
-        rows = [(pair["index"], pair["seed"], *named) for pair, named in zip(pairs, names, strict=True)]
+        rows = [(pair["index"], pair["seed"], pair["cf"]["name"], pair["fa"]["name"]) for pair in pairs]
         print_table(("pair", "seed", "CF", "FA"), rows)
 
 
-def draw_pairs(model: Path, settings: Any, out: Path, *, base: str | None, device: str) -> list[dict[str, Any]]:
+def draw_pairs(
+    model: Path, settings: GenerateSettings, out: Path, *, base: str | None, device: str
+) -> list[dict[str, Any]]:
     """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order."""
     from cffa_core.jobs.context import FolderContext
     from cffa_core.methods.dual_unet import read_card
     from cffa_core.recipes.generate import generate_part, load_sampler
 
     places = options.settings()
+    where = base or str(read_card(model)["base"]["name"])
     staging = out / ".part"
     pairs: list[dict[str, Any]] = []
     with progress_bars() as bars:
-        context = FolderContext(out, bars)
         bars("loading the model", 0, 1)
-        sampler = load_sampler(
-            settings,
-            model,
-            base or read_card(model)["base"]["name"],
-            _device(device, places),
-            models_dir=places.models_dir,
-        )
+        sampler = load_sampler(settings, model, where, options.device(device), models_dir=places.models_dir)
         bars("loading the model", 1, 1)
         for part in range(settings.parts):
+            label = f"part {part + 1} of {settings.parts}"
+            context = FolderContext(out, lambda stage, done, total, label=label: bars(label, done, total))  # type: ignore[misc]
             shutil.rmtree(staging, ignore_errors=True)
             report = generate_part(sampler, settings, part, staging, context)
             for pair in report["pairs"]:
-                for modality in pair.keys() & {"cf", "fa"}:
+                for modality in ("cf", "fa"):
                     target = out / pair[modality]["name"]
                     target.parent.mkdir(parents=True, exist_ok=True)
                     (staging / pair[modality]["name"]).replace(target)
@@ -210,8 +205,6 @@ def write_sheet(folder: Path, pairs: list[dict[str, Any]], sheet: Path, title: s
 
     from cffa_core.data.sheet import SheetRow, contact_sheet
 
-    if not all("cf" in pair and "fa" in pair for pair in pairs):
-        raise InvalidSpec("a contact sheet shows pairs; this model makes one modality only")
     rows = [
         SheetRow(
             np.asarray(Image.open(folder / pair["cf"]["name"]).convert("RGB")),
@@ -223,16 +216,6 @@ def write_sheet(folder: Path, pairs: list[dict[str, Any]], sheet: Path, title: s
     contact_sheet(rows, sheet, title=title)
 
 
-def _device(asked: str, places: Settings) -> str:
-    if asked == "auto":
-        asked = places.device
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     panel = "On this machine, without a service"
@@ -240,4 +223,3 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=panel)(phantom)
     app.command(rich_help_panel=panel)(train)
     app.command(rich_help_panel=panel)(generate)
-    app.add_typer(evaluate, name="evaluate", rich_help_panel=panel)

@@ -11,7 +11,7 @@ import typer
 
 from cffa_core.errors import ModelUnavailable
 from services.client.cli import options
-from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, say
+from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
 base = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Base models.")
 WEIGHTS = ("unet", "vae", "text_encoder")
@@ -45,6 +45,33 @@ def base_info(
     if report["card"]:
         say("")
         say(str(report["card"]))
+
+
+@base.command("build")
+def base_build(
+    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the finished base.")],
+    work: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Caches and checkpoints (several GB); default: OUT-work.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint below WORK.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+) -> None:
+    """Train the `tiny` base anew from procedural pairs alone (about two hours on two cores)."""
+    from cffa_core.errors import Conflict
+    from cffa_core.recipes.pretrain import build_tiny
+
+    place = work or out.with_name(f"{out.name}-work")
+    if place.exists() and any(place.iterdir()) and not resume:
+        raise Conflict(f"{place} holds an earlier run: go on with --resume, or name another --work")
+    with progress_bars() as bars:
+        build_tiny(
+            out,
+            seed=seed,
+            work=place,
+            resume=resume,
+            on_progress=lambda stage, done, total, loss: bars(stage, done, total),
+        )
+    typer.echo(str(out))
 
 
 def _part(folder: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field, e.g. loss.hf_lambda=0.2; may be repeated."),
 ]
+Device = Annotated[str, typer.Option(envvar="CFFA_DEVICE", help="auto | cpu | cuda | cuda:N")]
 EyePattern = Annotated[
     str | None, typer.Option(help="Regular expression: pairs whose names give the same match are one eye.")
 ]
@@ -117,6 +118,15 @@ def settings() -> Settings:
             for item in error.errors()
         )
         raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error
+
+
+def device(asked: str) -> str:
+    """The device to compute on; ``auto`` is the first GPU, if there is one."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def connect(url: str, key: str) -> CffaClient:

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
+PIPED_WIDTH = 240
 OnProgress = Callable[[str, int, int], None]
 
 
 def out() -> Console:
-    """Standard output, for results."""
+    """Standard output, for results; piped tables are not folded to a terminal's width."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 @cache

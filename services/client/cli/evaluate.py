@@ -1,0 +1,94 @@
+"""Commands that measure pairs: evaluate alignment."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.client.cli import options
+from services.client.cli.direct import draw_pairs
+from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
+
+evaluate = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Measure pairs.")
+
+
+@evaluate.callback()
+def measures() -> None:
+    """Measure pairs."""
+
+
+@evaluate.command("alignment")
+def alignment(
+    pairs: Annotated[
+        Path,
+        typer.Argument(exists=True, help="Folder or zip of pairs, or a model folder (pairs are drawn first)."),
+    ],
+    reference: Annotated[
+        Path | None, typer.Option(exists=True, help="Real pairs, best held-out ones: the ceiling of the scores.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base whose VAE the reference goes through, e.g. `tiny`.")] = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for alignment.json and .png.")] = None,
+    eye_pattern: options.EyePattern = None,
+    max_pairs: Annotated[int, typer.Option(min=2, help="Score at most so many pairs, a seeded choice.")] = 256,
+    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Pairs to draw from a model folder.")] = 32,
+    noise: options.Noise = None,
+    scheduler: options.Scheduler = None,
+    steps: options.SampleSteps = None,
+    resolution: options.Resolution = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """How well CF and FA register: scores, their floor (shuffled pairs), their ceiling (real pairs), and A between."""
+    from cffa_core.recipes.evaluate import evaluate_alignment
+
+    with ExitStack() as stack:
+        source = pairs
+        if (pairs / "model.json").is_file():
+            settings = options.generate_settings(
+                None,
+                None,
+                scheduler=scheduler,
+                steps=steps,
+                noise=noise,
+                count=count,
+                resolution=resolution or _resolution_of(pairs),
+                seed=seed,
+            )
+            source = out / "pairs" if out else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cffa-")))
+            say(f"drawing {count} pairs with {pairs}")
+            draw_pairs(pairs, settings, source, base=None, device=device)
+        bars = stack.enter_context(progress_bars())
+        report = evaluate_alignment(
+            source,
+            reference=reference,
+            base=base,
+            out=out,
+            on_progress=bars,
+            eye_pattern=eye_pattern,
+            max_pairs=max_pairs,
+            seed=seed or 0,
+            device=options.device(device),
+            models_dir=options.settings().models_dir,
+        )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        rows = report.table()
+        print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+def _resolution_of(model: Path) -> int:
+    """The resolution a model was trained at."""
+    from cffa_core.methods.dual_unet import read_card
+
+    return int(read_card(model)["settings"]["resolution"])
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.add_typer(evaluate, name="evaluate", rich_help_panel="On this machine, without a service")
