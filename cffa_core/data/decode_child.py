@@ -17,7 +17,6 @@ import sys
 import zlib
 from typing import Any, BinaryIO
 
-import numpy as np
 from PIL import (
     Image,
     ImageOps,
@@ -83,7 +82,7 @@ def to_eight_bit(image: Image.Image, notes: list[str]) -> Reply:
     """Bring any mode to L or RGB. Transparent areas become black, so that they count as not seen."""
     mode = image.mode
     if mode in SIXTEEN_BIT:
-        return from_sixteen_bit(np.asarray(image), notes)
+        return from_sixteen_bit(image, notes)
     if mode in ("P", "PA"):
         notes.append("palette")
         image = image.convert("RGBA" if mode == "PA" or "transparency" in image.info else "RGB")
@@ -98,22 +97,22 @@ def to_eight_bit(image: Image.Image, notes: list[str]) -> Reply:
         return refusal(
             "unsupported", f"colour mode {mode} is not taken; save the image as grey or RGB with 8 or 16 bits"
         )
-    return answer(np.asarray(image), notes)
+    shape = [image.height, image.width] if image.mode == "L" else [image.height, image.width, 3]
+    return {"shape": shape, "notes": notes}, image.tobytes()
 
 
-def from_sixteen_bit(grey: np.ndarray[Any, Any], notes: list[str]) -> Reply:
+def from_sixteen_bit(image: Image.Image, notes: list[str]) -> Reply:
     """Scale grey values to 8 bits by the smallest power of two that holds them: 12-bit cameras use 16-bit files."""
+    import numpy as np  # here, since most images do without and its import is most of the start
+
+    grey = np.asarray(image)
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
         return refusal("unsupported", "grey values outside 0..65535; save the image with 8 or 16 bits")
     bits = max(8, high.bit_length())
     notes.append("sixteen_bit")
-    return answer((grey.astype(np.uint32) >> (bits - 8)).astype(np.uint8), notes)
-
-
-def answer(pixels: np.ndarray[Any, Any], notes: list[str]) -> Reply:
-    """Answer with pixels."""
-    return {"shape": list(pixels.shape), "notes": notes}, np.ascontiguousarray(pixels).tobytes()
+    pixels = (grey.astype(np.uint32) >> (bits - 8)).astype(np.uint8)
+    return {"shape": list(pixels.shape), "notes": notes}, pixels.tobytes()
 
 
 def eyes(pattern: str, names: list[str]) -> Reply:

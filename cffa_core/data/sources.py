@@ -164,7 +164,7 @@ class ZipSource:
         self._size = path.stat().st_size
         self.names: tuple[str, ...] = ()
         self.problems: tuple[Problem, ...] = ()
-        self._file = _BoundedReads(path, max(limits.max_members * BYTES_PER_ENTRY, 4 * CHUNK))
+        self._file = _BoundedReads(path, max(limits.max_members * BYTES_PER_ENTRY, 2 * CHUNK))
         try:
             self._archive = zipfile.ZipFile(self._file)
         except _DirectoryTooLarge:

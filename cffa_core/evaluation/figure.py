@@ -30,7 +30,7 @@ def draw(report: AlignmentReport) -> Image.Image:
     scored = report.pairs.scored
     title = f"Alignment of {report.pairs.source}: {len(scored.pairs)} pairs of {scored.eyes} eyes"
     pen.text((14, 8), title, INK, font=_font(18))
-    note = f"a dot is a pair (shuffled: mean over its partners), the bar the median; shifts above {MAX_SHIFT:.0f} px at the top"
+    note = f"dot: a pair (shuffled: mean over its partners); bar: median; shifts above {MAX_SHIFT:.0f} px on top"
     pen.text((14, image.height - 20), note, INK, font=_font(12))
     for index, score in enumerate((*HIGHER_IS_BETTER, SHIFT)):
         corner = (index % 3 * PANEL_WIDTH, 36 + index // 3 * PANEL_HEIGHT)
