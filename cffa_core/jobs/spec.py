@@ -56,7 +56,7 @@ NoiseMode = Literal["shared", "rotated", "independent"]
 class Spec(BaseModel):
     """Base of all contracts: unknown fields are refused, objects are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSpec(Spec):

@@ -20,7 +20,7 @@ from cffa_core.errors import CffaError, InvalidSettings
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_local
-from services.api import archives, blobs, datasets, events, health, jobs, models, pairs, problems, web
+from services.api import archives, blobs, datasets, documentation, events, health, jobs, models, pairs, problems, web
 from services.api.access import Backend
 from services.api.request_log import RequestLog
 
@@ -84,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
+    documentation.install(app)
     for part in (health, datasets, jobs, events, pairs, archives, models, blobs, web):
         app.include_router(part.router)
     app.add_middleware(RequestLog, hosts=_hosts(settings))

@@ -104,7 +104,7 @@ class Worker:
             name: self.objects.put_file(part_key(claim.job_id, claim.index, claim.attempt, name), folder / name)
             for name in ("pairs.zip", "part.json")
         }
-        self.store.commit(claim, StoredFiles(stored), {"pairs": len(pairs)})
+        self.store.commit(claim, StoredFiles(stored), index_of_zip)
 
     def finish_job(self, claim: Claim) -> None:
         parts = self.store.parts(claim.owner, claim.job_id, kind=UnitKind.PART)

@@ -8,7 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx2
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -44,16 +46,14 @@ def test_a_good_upload_becomes_a_data_set(client: TestClient) -> None:
     assert report["ok"] is True and report["counts"]["pairs"] == 3
 
 
-def test_pairs_link_to_the_images_that_were_sent(client: TestClient, dataset_id: str) -> None:
+def test_pairs_link_to_the_images_that_were_sent(client: TestClient) -> None:
+    dataset_id = post(client, good_upload(3)).json()["id"]
     page = client.get(f"/v1/datasets/{dataset_id}/pairs", params={"page_size": 2}).json()
     rest = client.get(
         f"/v1/datasets/{dataset_id}/pairs", params={"page_size": 2, "page_token": page["next_page_token"]}
     ).json()
     assert [pair["name"] for pair in page["items"] + rest["items"]] == ["m000", "m001", "m002"]
     assert rest["next_page_token"] is None
-    import cv2
-    import numpy as np
-
     served = client.get(page["items"][1]["cf_url"]).content
     pixels = cv2.imdecode(np.frombuffer(served, np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(pixels, cv2.imdecode(np.frombuffer(png(1), np.uint8), cv2.IMREAD_COLOR))
@@ -222,9 +222,9 @@ def test_the_same_idempotency_key_takes_a_data_set_in_once(client: TestClient) -
     assert len(client.get("/v1/datasets").json()["items"]) == 2
 
 
-def test_unknown_data_sets(client: TestClient, dataset_id: str) -> None:
+def test_unknown_data_sets(client: TestClient) -> None:
     unknown = "ds_" + hashlib.sha256(b"x").hexdigest()[:20]
     for path in (f"/v1/datasets/{unknown}", f"/v1/datasets/{unknown}/pairs", f"/v1/datasets/{unknown}/report"):
         problem(client.get(path), 404, "not_found")
-    bad = client.get(f"/v1/datasets/{dataset_id}/pairs", params={"page_token": "-1"})
+    bad = client.get(f"/v1/datasets/{post(client, good_upload(2)).json()['id']}/pairs", params={"page_token": "-1"})
     assert problem(bad, 422, "invalid_spec")["errors"][0]["pointer"] == "?page_token"

@@ -6,27 +6,37 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from cffa_core.errors import InvalidSettings, StorageUnavailable
+from cffa_core.jobs.spec import Kind
 from cffa_core.settings import Settings
 from services.api.access import Backend
 from services.api.app import create_app
+from tests.api.conftest import fresh_home
 from tests.api.driving import URL, Worker, problem
 
 
-def test_unknown_routes_and_methods_are_problems(client: TestClient) -> None:
-    problem(client.get("/v1/nonsense"), 404, "no_such_route")
-    refused = client.put("/v1/jobs")
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def test_unknown_routes_and_methods_are_problems(plain_client: TestClient) -> None:
+    problem(plain_client.get("/v1/nonsense"), 404, "no_such_route")
+    refused = plain_client.put("/v1/jobs")
     problem(refused, 405, "method_not_allowed")
     assert "GET" in refused.headers["allow"]
 
@@ -72,33 +82,31 @@ def test_queue_and_workers(client: TestClient, worker: Worker, generation: str) 
 
 
 def test_the_sweeper_returns_the_work_of_a_lost_worker(client: TestClient, backend: Backend, generation: str) -> None:
-    assert backend.store.claim("gone", ["generation"], lease_seconds=0.2) is not None  # type: ignore[list-item]
-    end = time.monotonic() + 10
-    while client.get(f"/v1/jobs/{generation}").json()["reason"] != "worker_lost" and time.monotonic() < end:
-        time.sleep(0.1)
+    assert backend.store.claim("gone", [Kind.GENERATION], lease_seconds=0.2) is not None
+    wait_until(lambda: client.get(f"/v1/jobs/{generation}").json()["reason"] == "worker_lost")
     events = client.get(f"/v1/jobs/{generation}/events").json()["items"]
     assert any("worker_lost" in json.dumps(event) for event in events)
 
 
-def test_request_ids(client: TestClient) -> None:
-    assert client.get("/livez", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
-    made = [client.get("/livez", headers={"X-Request-ID": "no good\t"}).headers["x-request-id"] for _ in range(2)]
+def test_request_ids(plain_client: TestClient) -> None:
+    assert plain_client.get("/livez", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = [plain_client.get("/livez", headers={"X-Request-ID": "no good\t"}).headers["x-request-id"] for _ in range(2)]
     assert made[0] != made[1] and all(len(value) == 32 for value in made)
 
 
-def test_one_structured_line_per_request(client: TestClient, caplog: Any) -> None:
+def test_one_structured_line_per_request(plain_client: TestClient, caplog: Any) -> None:
     with caplog.at_level(logging.INFO, "cffa.api.access"):
-        client.get("/v1/jobs?kind=training", headers={"X-Request-ID": "line-1"})
-        client.get("/v1/blobs/very.secret.token")
+        plain_client.get("/v1/jobs?kind=training", headers={"X-Request-ID": "line-1"})
+        plain_client.get("/v1/blobs/very.secret.token")
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "cffa.api.access"]
     assert [(line["path"], line["status"]) for line in lines] == [("/v1/jobs", 200), ("/v1/blobs/...", 404)]
     assert lines[0]["request_id"] == "line-1" and lines[0]["ms"] >= 0 and lines[0]["method"] == "GET"
 
 
-def test_other_host_names_are_refused(client: TestClient) -> None:
-    problem(client.get("/v1/jobs", headers={"Host": "rebound.example.org"}), 403, "forbidden")
+def test_other_host_names_are_refused(plain_client: TestClient) -> None:
+    problem(plain_client.get("/v1/jobs", headers={"Host": "rebound.example.org"}), 403, "forbidden")
     for host in ("localhost:8008", "127.0.0.1", "[::1]:8008"):
-        assert client.get("/v1/jobs", headers={"Host": host}).status_code == 200
+        assert plain_client.get("/v1/jobs", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -114,24 +122,24 @@ def test_the_own_page_may(client: TestClient, generation: str) -> None:
     assert client.post(f"/v1/jobs/{generation}:cancel", headers=headers).status_code == 200
 
 
-def test_the_page_is_served_under_a_strict_policy(client: TestClient) -> None:
-    page = client.get("/")
+def test_the_page_is_served_under_a_strict_policy(plain_client: TestClient) -> None:
+    page = plain_client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
         assert f"web/{name}" in page.text
-        answer = client.get(f"/web/{name}")
+        answer = plain_client.get(f"/web/{name}")
         assert answer.headers["content-type"].startswith(kind)
-        assert client.get(f"/web/{name}", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+        assert plain_client.get(f"/web/{name}", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
     assert "://" not in page.text and "onclick=" not in page.text and "style=" not in page.text
-    problem(client.get("/web/..%2fapi%2fapp.py"), 404, "no_such_route")
-    problem(client.get("/web/index.htm"), 404, "not_found")
+    problem(plain_client.get("/web/..%2fapi%2fapp.py"), 404, "no_such_route")
+    problem(plain_client.get("/web/index.htm"), 404, "not_found")
 
 
-def test_security_headers_are_on_every_answer(client: TestClient) -> None:
+def test_security_headers_are_on_every_answer(plain_client: TestClient) -> None:
     for path in ("/", "/v1/jobs", "/v1/nonsense", "/openapi.json"):
-        headers = client.get(path).headers
+        headers = plain_client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
 
@@ -153,8 +161,9 @@ def test_cluster_mode_waits_for_keys(tmp_path: Path) -> None:
         create_app(Settings(home=tmp_path, mode="cluster", database_url="sqlite:///x"))
 
 
-def test_creating_the_application_touches_nothing(settings: Settings, app: FastAPI) -> None:
-    assert not settings.home.exists()
+def test_creating_the_application_touches_nothing(tmp_path: Path) -> None:
+    create_app(Settings(home=tmp_path / "home"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_api_brings_no_torch() -> None:
@@ -166,40 +175,44 @@ def test_importing_the_api_brings_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_process_starts_serves_and_ends_cleanly(tmp_path: Path) -> None:
-    import socket
-
+def test_the_process_starts_serves_and_ends_cleanly(tmp_path: Path, migrated: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"CFFA_HOME": str(tmp_path / "home"), "CFFA_PORT": str(port)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.api"], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 30
-        while True:
-            try:
-                assert httpx2.get(f"{url}/readyz").status_code == 200
-                break
-            except httpx2.TransportError:
-                assert process.poll() is None and time.monotonic() < end
-                time.sleep(0.1)
-        began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
+    home = fresh_home(tmp_path, migrated).home
+    environment = os.environ | {"CFFA_HOME": str(home), "CFFA_PORT": str(port)}
+    command = [sys.executable, "-m", "services.api"]
+    with (
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+    ):
+        try:
+            wait_until(lambda: answers(http) or process.poll() is not None)
+            assert http.get("/readyz").status_code == 200
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
-    assert time.monotonic() - began < 8
     assert '"path": "/readyz", "status": 200' in log
+
+
+def answers(http: httpx2.Client) -> bool:
+    try:
+        return http.get("/livez").status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def test_the_process_refuses_to_listen_beyond_loopback(tmp_path: Path) -> None:
     environment = os.environ | {"CFFA_HOME": str(tmp_path / "home"), "CFFA_HOST": "0.0.0.0"}
     done = subprocess.run(
-        [sys.executable, "-m", "services.api"], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "services.api"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 2
     assert "CFFA_ALLOW_REMOTE" in done.stderr and "Traceback" not in done.stderr
