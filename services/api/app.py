@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from cffa_core.errors import CffaError, InvalidSettings
+from cffa_core.jobs import sweep
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_local
@@ -38,6 +40,7 @@ large one. Upload pairs, post a training job, post a generation job for N pairs,
 
 Every error is an RFC 9457 problem with a stable `code`, all findings in `errors`, and the `request_id` of the log line.
 """
+ORPHANS_SECONDS = 3600.0
 _log = logging.getLogger("cffa.api")
 
 
@@ -96,14 +99,22 @@ def _open(settings: Settings) -> Backend:
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
     store = JobStore(settings.record_url, max_crashes=settings.max_crashes, max_expiries=settings.max_expiries)
     store.migrate()
+    datasets.remove_abandoned(settings.scratch_dir)
     return Backend(settings, store, open_local(settings))
 
 
 async def _sweep(backend: Backend) -> None:
-    """Free expired leases every ``sweep_seconds``; a failed round is logged and the next one tries again."""
+    """Free expired leases every ``sweep_seconds``, and objects that nothing points to every hour.
+
+    A failed round is logged and the next one tries again.
+    """
+    orphans_due = time.monotonic() + ORPHANS_SECONDS
     while True:
         try:
             await run_in_threadpool(backend.store.sweep)
+            if time.monotonic() > orphans_due:
+                orphans_due = time.monotonic() + ORPHANS_SECONDS
+                await run_in_threadpool(sweep.orphans, backend.store, backend.objects)
         except CffaError:
             _log.exception("the sweep failed; it runs again in %s s", backend.settings.sweep_seconds)
         await asyncio.sleep(backend.settings.sweep_seconds)

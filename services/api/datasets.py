@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import documented
 from services.api.schemas import DatasetList, DatasetPair, DatasetPairList, DatasetView
 
+ABANDONED_SECONDS = 86_400
 MAX_NAME = 200
 MAX_PATTERN = 200
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -100,6 +102,13 @@ def _scratch(backend: Backend) -> str:
         return tempfile.mkdtemp(dir=folder)
     except OSError as error:
         raise StorageUnavailable(f"no room for uploads: {error.strerror}") from error
+
+
+def remove_abandoned(scratch: Path) -> None:
+    """Remove what killed processes left of uploads, once it is a day old and so nobody's any more."""
+    for folder in (scratch / "uploads").glob("*"):
+        if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _form(fields: dict[str, str]) -> tuple[str, str | None]:
