@@ -126,7 +126,8 @@ class DualLora:
             "unet.lora_alpha": self.spec.alpha,
             "unet.target_modules": list(self.spec.targets),
         }
-        content: bytes = save(weights, {"format": "pt", "lora_adapter_metadata": json.dumps(adapter, sort_keys=True)})
+        # One entry only: safetensors writes several in random order, and equal models must give equal bytes.
+        content: bytes = save(weights, {"lora_adapter_metadata": json.dumps(adapter, sort_keys=True)})
         return content
 
     def load(self, modality: str, path: Path) -> None:
