@@ -101,6 +101,10 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def _typed_errors() -> Iterator[None]:
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, PoolTimeout) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise StorageUnavailable(f"the record does not answer: {cause}") from error
+    except PoolTimeout as error:
+        raise StorageUnavailable(f"the record does not answer: {error}") from error
+    except DBAPIError as error:
+        # Exactly DatabaseError is what SQLite says of a file that is damaged or no database at all.
+        if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) or type(error) is sa.exc.DatabaseError:
+            raise StorageUnavailable(f"the record does not answer: {error.orig}") from error
+        raise

@@ -10,17 +10,23 @@ import pytest
 from cffa_core.jobs.store import JobStore
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.local import LocalStore
-from tests.record_cases import sqlite_store
+from tests.record_cases import memory_folder, sqlite_store
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with memory_folder() as made:
+        yield made
 
 
 @pytest.fixture(params=["sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
-    opened = {"sqlite": sqlite_store}[request.param](tmp_path)
+def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[JobStore]:
+    opened = {"sqlite": sqlite_store}[request.param](folder)
     yield opened
     opened.close()
 
 
 @pytest.fixture(params=["local"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    stores = {"local": lambda: LocalStore(tmp_path / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")}
+def objects(request: pytest.FixtureRequest, folder: Path) -> ObjectStore:
+    stores = {"local": lambda: LocalStore(folder / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")}
     return stores[request.param]()

@@ -37,6 +37,13 @@ def test_a_data_set_comes_back_as_it_was_added(store: JobStore) -> None:
     assert (found.name, found.pairs, found.stored, found.report) == ("März", 2, stored, {"pairs": []})
 
 
+def test_an_id_of_a_data_set_is_taken_once(store: JobStore) -> None:
+    dataset_id = add_dataset(store)
+    with pytest.raises(Conflict):
+        store.add_dataset(OTHER, dataset_id=dataset_id, name="x", digest="0" * 64, pairs=2, report={}, stored=files())
+    assert store.get_dataset(OWNER, dataset_id).name == "retinas"
+
+
 def test_another_owners_ids_are_not_found(store: JobStore) -> None:
     model_id = trained_model(store)
     job = generation_job(store, model_id)

@@ -118,6 +118,22 @@ def test_a_clean_release_costs_nothing(store: JobStore) -> None:
     assert store.get_job(OWNER, job.id).state is JobState.QUEUED
 
 
+def test_the_reason_of_a_release_is_shown_until_the_next_claim(store: JobStore) -> None:
+    job = training_job(store)
+    store.release(claimed(store), reason="numerics_mismatch")
+    assert store.get_job(OWNER, job.id).reason == "numerics_mismatch"
+    claimed(store)
+    assert store.get_job(OWNER, job.id).reason is None
+
+
+def test_the_detail_of_a_crash_stays_in_the_history(store: JobStore) -> None:
+    job = training_job(store)
+    store.crashed(claimed(store), "ValueError", made_progress=False, detail="Traceback: line 7")
+    crash = next(event for event in store.events(OWNER, job.id) if event.type == "crashed")
+    assert (crash.data["reason"], crash.data["detail"]) == ("ValueError", "Traceback: line 7")
+    assert "Traceback" not in str(store.get_job(OWNER, job.id).reason)
+
+
 def test_three_crashes_in_a_row_fail_the_job_with_the_reason(store: JobStore) -> None:
     job = training_job(store)
     assert store.crashed(claimed(store), "signal 11", made_progress=False)
