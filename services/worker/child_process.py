@@ -69,6 +69,10 @@ class ChildProcess:
         self._ended = self._ended or report is None
         return report
 
+    def interrupt(self) -> None:
+        """Kill the process and leave the rest to :meth:`receive`; safe from any thread."""
+        self._process.kill()
+
     def kill(self) -> None:
         """End the child at once."""
         self._process.kill()

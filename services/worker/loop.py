@@ -82,9 +82,10 @@ class Worker:
             while not self._stop.is_set():
                 self._wake.clear()
                 self._keep_house()
+                asked = time.monotonic()
                 claim = self._claim()
                 if claim is not None:
-                    self._work(claim)
+                    self._work(claim, asked)
                     idle_since = time.monotonic()
                     continue
                 if time.monotonic() - idle_since > KEEP_CHILD_SECONDS:
@@ -108,9 +109,9 @@ class Worker:
             log.warning("no claim: %s", error.message)
             return None
 
-    def _work(self, claim: Claim) -> None:
+    def _work(self, claim: Claim, claimed: float) -> None:
         log.info("%s %d of %s, attempt %d", claim.kind, claim.index, claim.job_id, claim.attempt)
-        outcome = self._supervisor.work(claim)
+        outcome = self._supervisor.work(claim, claimed)
         log.info("%s %d of %s: %s", claim.kind, claim.index, claim.job_id, outcome.kind)
         if outcome.avoid_seconds:
             _, before = self._avoided.get(claim.job_id, (0.0, outcome.avoid_seconds / 2))

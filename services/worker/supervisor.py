@@ -22,6 +22,7 @@ from cffa_core.jobs.state import UnitKind
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from services.worker.child_process import ChildProcess
+from services.worker.lease_guard import LeaseGuard
 from services.worker.orders import order_for
 from services.worker.protocol import Answer, Beat, CheckpointSaved, Done, Failed, Ready, Report, Stop, Stopped
 from services.worker.scratch import Scratch
@@ -31,6 +32,8 @@ TICK_SECONDS = 0.1
 REPORT_SECONDS = 0.5
 RETRY_SECONDS = 0.5
 SHUTDOWN_SECONDS = 8.0
+UNPREPARED_SECONDS = 1.0
+START_SECONDS = 60.0
 SAFE_SHARE_OF_LEASE = 0.75
 UNAVAILABLE_SECONDS = 30.0
 MISMATCH_SECONDS = 60.0
@@ -54,10 +57,11 @@ class Outcome:
 
 @dataclass
 class LiveUnit:
-    """The unit in hand. Times are of the monotonic clock."""
+    """The unit in hand. Times are of the monotonic clock; ``moved`` grants a new child ``START_SECONDS`` in advance."""
 
     claim: Claim
     child: ChildProcess
+    guard: LeaseGuard
     renewed: float
     moved: float
     steps: int = 0
@@ -112,8 +116,11 @@ class Supervisor:
             self._child.close()
             self._child = None
 
-    def work(self, claim: Claim) -> Outcome:
-        """Do one claimed unit, however it ends; never raises for what a unit or the record does."""
+    def work(self, claim: Claim, claimed: float) -> Outcome:
+        """Do one claimed unit, however it ends; never raises for what a unit or the record does.
+
+        ``claimed`` is the monotonic time just before the claim was asked for: the lease is at least that old.
+        """
         if self._cannot_match(claim):
             return self._give_back(claim, "numerics_mismatch", MISMATCH_SECONDS)
         try:
@@ -121,22 +128,27 @@ class Supervisor:
         except CffaError as error:
             return self._refuse(claim, error)
         child = self._child_for(claim.job_id)
-        now = time.monotonic()
-        unit = LiveUnit(claim, child, renewed=now, moved=now)
-        child.send(order)
-        outcome: Outcome | None = None
-        while outcome is None:
-            report = child.receive(TICK_SECONDS)
-            try:
-                outcome = self._ended(unit) if child.ended else self._heard(unit, report) or self._due(unit)
-            except LeaseLost as error:
-                outcome = self._abandon(unit, error.message)
-            except CffaError as error:
-                if not error.retryable:
-                    raise
-                outcome = self._abandon(unit, error.message)
-            self._on_tick()
+        with LeaseGuard(child, SAFE_SHARE_OF_LEASE * self._settings.lease_seconds, claimed) as guard:
+            unit = LiveUnit(claim, child, guard, renewed=claimed, moved=time.monotonic() + START_SECONDS)
+            child.send(order)
+            outcome: Outcome | None = None
+            while outcome is None:
+                outcome = self._turn(unit, child.receive(TICK_SECONDS))
+                self._on_tick()
         return outcome
+
+    def _turn(self, unit: LiveUnit, report: Report | None) -> Outcome | None:
+        """React to one report, or to none and the time that passed; an outcome ends the unit."""
+        try:
+            if unit.child.ended:
+                return self._ended(unit)
+            return self._heard(unit, report) or self._due(unit)
+        except LeaseLost as error:
+            return self._abandon(unit, error.message)
+        except CffaError as error:
+            if not error.retryable:
+                raise
+            return self._abandon(unit, error.message)
 
     # --- what the child says --------------------------------------------------------------------------------------
 
@@ -201,6 +213,8 @@ class Supervisor:
 
     def _ended(self, unit: LiveUnit) -> Outcome:
         """The child is gone without a last word."""
+        if unit.guard.expired:
+            return self._abandon(unit, "the lease could not be renewed in time")
         reason = unit.child.exit_reason()
         self._drop_child()
         if unit.stopping is not None:
@@ -220,7 +234,7 @@ class Supervisor:
     # --- what time brings -----------------------------------------------------------------------------------------
 
     def _due(self, unit: LiveUnit) -> Outcome | None:
-        """Everything that depends on the clock: renewal, stall, stop, and giving up a lease that may be lost."""
+        """Everything that depends on the clock: stop, stall, renewal."""
         now = time.monotonic()
         if self._stop.is_set() and unit.stopping is None:
             self._ask_to_stop(unit, "shutdown", min(self._settings.cancel_grace_seconds, SHUTDOWN_SECONDS))
@@ -239,8 +253,6 @@ class Supervisor:
         since = now - unit.renewed
         if since >= self._settings.renew_seconds or (unit.progress is not None and since >= REPORT_SECONDS):
             self._renew(unit)
-        if time.monotonic() - unit.renewed > SAFE_SHARE_OF_LEASE * self._settings.lease_seconds:
-            return self._abandon(unit, "the lease could not be renewed in time")
         return None
 
     def _renew(self, unit: LiveUnit) -> None:
@@ -249,6 +261,7 @@ class Supervisor:
         try:
             order = self._store.renew(unit.claim, self._settings.lease_seconds, unit.progress)
             unit.renewed, unit.progress = asked, None
+            unit.guard.renewed(asked)
             self._write_metrics(unit)
         except LeaseLost:
             raise
@@ -267,6 +280,8 @@ class Supervisor:
             unit.metrics.popleft()
 
     def _ask_to_stop(self, unit: LiveUnit, why: str, grace: float) -> None:
+        if not unit.prepared and unit.claim.kind is not UnitKind.FINALIZE:
+            grace = min(grace, UNPREPARED_SECONDS)  # it imports libraries, deaf to us, and has nothing to lose
         unit.stopping, unit.deadline = why, time.monotonic() + grace
         unit.child.send(Stop())
 
