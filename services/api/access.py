@@ -5,13 +5,16 @@ The owner is decided here and nowhere else. Embedded mode on loopback needs no k
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import anyio
 from fastapi import Depends, Header, Request
+from pydantic import AfterValidator
 
+from cffa_core.errors import NotFound
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.local import LocalStore
@@ -47,6 +50,21 @@ def current_owner() -> str:
     return LOCAL_OWNER
 
 
+def _id(prefix: str, what: str) -> AfterValidator:
+    """Only what could be an id reaches the record; anything else names nothing, so it is 404 and not 422."""
+    form = re.compile(rf"{prefix}_[0-9a-z]{{20}}")
+
+    def checked(value: str) -> str:
+        if form.fullmatch(value) is None:
+            raise NotFound(f"no {what} has this id")
+        return value
+
+    return AfterValidator(checked)
+
+
+JobId = Annotated[str, _id("job", "job")]
+DatasetId = Annotated[str, _id("ds", "data set")]
+ModelId = Annotated[str, _id("mdl", "model")]
 TheBackend = Annotated[Backend, Depends(backend)]
 Owner = Annotated[str, Depends(current_owner)]
 IdempotencyKey = Annotated[

@@ -10,7 +10,7 @@ from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Job, Part
 from cffa_core.jobs.spec import GenerationSpec
 from cffa_core.jobs.state import UnitKind
-from services.api.access import Backend, Owner, TheBackend
+from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.pairs import generation_job, not_made
 from services.api.problems import documented
@@ -26,7 +26,7 @@ router = APIRouter(tags=["results"])
     responses=documented(404, 409, 410, 422, 503),
 )
 def list_archives(
-    job_id: str, backend: TheBackend, owner: Owner, page_size: PageSize = 200, page_token: PageToken = None
+    job_id: JobId, backend: TheBackend, owner: Owner, page_size: PageSize = 200, page_token: PageToken = None
 ) -> ArchiveList:
     """Archives of finished parts, and of the whole job once it has succeeded. URLs are fresh, and expire."""
     job, spec = generation_job(backend, owner, job_id)
@@ -44,7 +44,7 @@ def list_archives(
     summary="The archive of the whole job",
     responses=documented(404, 409, 410, 503),
 )
-def get_whole_archive(job_id: str, backend: TheBackend, owner: Owner) -> ArchiveView:
+def get_whole_archive(job_id: JobId, backend: TheBackend, owner: Owner) -> ArchiveView:
     """All pairs of a succeeded job in one zip, its manifest last."""
     job, spec = generation_job(backend, owner, job_id)
     whole = _whole(backend, owner, job, spec)
@@ -59,7 +59,7 @@ def get_whole_archive(job_id: str, backend: TheBackend, owner: Owner) -> Archive
     summary="The archive of one part",
     responses=documented(404, 409, 410, 422, 503),
 )
-def get_part_archive(job_id: str, number: int, backend: TheBackend, owner: Owner) -> ArchiveView:
+def get_part_archive(job_id: JobId, number: int, backend: TheBackend, owner: Owner) -> ArchiveView:
     """The pairs of part `number`, as soon as it is finished."""
     job, spec = generation_job(backend, owner, job_id)
     if not 0 <= number < spec.parts:

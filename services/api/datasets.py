@@ -20,7 +20,7 @@ from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, NotFound, P
 from cffa_core.jobs.records import Dataset, StoredFiles
 from cffa_core.storage.base import ObjectInfo, dataset_key
 from services.api import uploads
-from services.api.access import Backend, IdempotencyKey, Owner, TheBackend
+from services.api.access import Backend, DatasetId, IdempotencyKey, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import documented
 from services.api.schemas import DatasetList, DatasetPair, DatasetPairList, DatasetView
@@ -209,7 +209,7 @@ def list_datasets(
     summary="Get a data set",
     responses=documented(404, 503),
 )
-def get_dataset(dataset_id: str, backend: TheBackend, owner: Owner) -> DatasetView:
+def get_dataset(dataset_id: DatasetId, backend: TheBackend, owner: Owner) -> DatasetView:
     """One data set."""
     return DatasetView.of(backend.store.get_dataset(owner, dataset_id))
 
@@ -220,7 +220,7 @@ def get_dataset(dataset_id: str, backend: TheBackend, owner: Owner) -> DatasetVi
     summary="What the check of a data set found",
     responses=documented(404, 503),
 )
-def get_report(dataset_id: str, backend: TheBackend, owner: Owner) -> dict[str, Any]:
+def get_report(dataset_id: DatasetId, backend: TheBackend, owner: Owner) -> dict[str, Any]:
     """Layout, counts, each pair with its registration, and warnings."""
     return backend.store.get_dataset(owner, dataset_id).report
 
@@ -232,7 +232,7 @@ def get_report(dataset_id: str, backend: TheBackend, owner: Owner) -> dict[str, 
     responses=documented(404, 422, 503),
 )
 def list_dataset_pairs(
-    dataset_id: str, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
+    dataset_id: DatasetId, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
 ) -> DatasetPairList:
     """Pairs as they were taken in, with signed links to both images."""
     dataset = backend.store.get_dataset(owner, dataset_id)

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Event
 from cffa_core.jobs.state import TERMINAL
-from services.api.access import Backend, Owner, TheBackend
+from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.problems import Answers, documented
 from services.api.schemas import CheckpointList, CheckpointView, EventList, EventView, MetricList, MetricPoint
 
@@ -43,7 +43,7 @@ _ANSWERS: Answers = {
 )
 async def list_events(
     request: Request,
-    job_id: str,
+    job_id: JobId,
     backend: TheBackend,
     owner: Owner,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a larger `seq`.")] = 0,
@@ -104,7 +104,7 @@ def _message(event: Event) -> bytes:
     responses=documented(404, 422, 503),
 )
 def list_metrics(
-    job_id: str,
+    job_id: JobId,
     backend: TheBackend,
     owner: Owner,
     key: Annotated[str | None, Query(max_length=200, description="Only this metric, e.g. `loss_cf`.")] = None,
@@ -125,6 +125,6 @@ def list_metrics(
     summary="Checkpoints of a training job",
     responses=documented(404, 503),
 )
-def list_checkpoints(job_id: str, backend: TheBackend, owner: Owner) -> CheckpointList:
+def list_checkpoints(job_id: JobId, backend: TheBackend, owner: Owner) -> CheckpointList:
     """Checkpoints a restarted worker can resume from, oldest first; the newest three are kept."""
     return CheckpointList(items=[CheckpointView.of(item) for item in backend.store.checkpoints(owner, job_id)])

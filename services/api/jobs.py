@@ -17,7 +17,7 @@ from cffa_core.errors import CffaError
 from cffa_core.jobs.records import Job
 from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import TERMINAL, JobState
-from services.api.access import Backend, IdempotencyKey, Owner, TheBackend
+from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken
 from services.api.problems import Answers, documented
 from services.api.ranges import etag_matches
@@ -97,7 +97,7 @@ def list_jobs(
     responses=_NOT_CHANGED | documented(404, 422, 503),
 )
 async def get_job(
-    job_id: str,
+    job_id: JobId,
     backend: TheBackend,
     owner: Owner,
     wait: Wait = 0,
@@ -137,22 +137,22 @@ def _post_action(
 
 
 @_post_action("cancel", "Cancel a job", "`canceling` until its workers have stopped. Finished parts are kept.")
-def cancel_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+def cancel_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     return _answer(backend.store.cancel_job(owner, job_id))
 
 
 @_post_action("pause", "Pause a job", "`pausing` until its workers have stopped. What is done is kept.")
-def pause_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+def pause_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     return _answer(backend.store.pause_job(owner, job_id))
 
 
 @_post_action("resume", "Resume a paused job", "It goes on where it stopped.")
-def resume_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+def resume_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     return _answer(backend.store.resume_job(owner, job_id))
 
 
 @_post_action("retry", "Retry a failed or canceled job", "Finished parts and checkpoints are kept; the rest is queued.")
-def retry_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+def retry_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     return _answer(backend.store.retry_job(owner, job_id))
 
 
@@ -163,7 +163,7 @@ def retry_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
     summary="Delete a finished job",
     responses=documented(403, 404, 409, 503),
 )
-def delete_job(job_id: str, backend: TheBackend, owner: Owner) -> Response:
+def delete_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     """Remove a terminal job, its history and its products; the model of a training job stays."""
     keys = backend.store.delete_job(owner, job_id)
     return Response(status_code=204, background=BackgroundTask(_remove, backend, job_id, keys))

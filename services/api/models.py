@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from services.api.access import Owner, TheBackend
+from services.api.access import ModelId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken
 from services.api.problems import documented
 from services.api.schemas import ModelDetail, ModelList, ModelView, StoredFileView
@@ -30,7 +30,7 @@ def list_models(
 
 
 @router.get("/v1/models/{model_id}", operation_id="getModel", summary="Get a model", responses=documented(404, 503))
-def get_model(model_id: str, backend: TheBackend, owner: Owner) -> ModelDetail:
+def get_model(model_id: ModelId, backend: TheBackend, owner: Owner) -> ModelDetail:
     """A model and signed links to its files."""
     model = backend.store.get_model(owner, model_id)
     files = [
@@ -53,6 +53,6 @@ def get_model(model_id: str, backend: TheBackend, owner: Owner) -> ModelDetail:
 @router.get(
     "/v1/models/{model_id}/card", operation_id="getModelCard", summary="A model's card", responses=documented(404, 503)
 )
-def get_card(model_id: str, backend: TheBackend, owner: Owner) -> dict[str, Any]:
+def get_card(model_id: ModelId, backend: TheBackend, owner: Owner) -> dict[str, Any]:
     """How the model was made: method, base, settings, data set digest, validation."""
     return backend.store.get_model(owner, model_id).card

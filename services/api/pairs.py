@@ -11,7 +11,7 @@ from cffa_core.errors import Conflict, CorruptArtifact, Gone, NotFound, Problem
 from cffa_core.jobs.records import Job, Part
 from cffa_core.jobs.spec import GenerationSpec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
-from services.api.access import Backend, Owner, TheBackend
+from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import Answers, documented
 from services.api.ranges import serve
@@ -30,7 +30,7 @@ PNG: Answers = {
     responses=documented(404, 409, 410, 422, 503),
 )
 def list_pairs(
-    job_id: str, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
+    job_id: JobId, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
 ) -> PairList:
     """Pairs of all finished parts in index order. Parts may finish out of order, so earlier ones can appear later."""
     job, spec = generation_job(backend, owner, job_id)
@@ -54,14 +54,14 @@ def list_pairs(
     summary="One pair",
     responses=documented(404, 409, 410, 422, 503),
 )
-def get_pair(job_id: str, index: int, backend: TheBackend, owner: Owner) -> PairView:
+def get_pair(job_id: JobId, index: int, backend: TheBackend, owner: Owner) -> PairView:
     """Seed, digests and addresses of one pair."""
     job, part, raw = _find(backend, owner, job_id, index)
     return pair_view(job, part, raw)
 
 
 def get_image(
-    request: Request, job_id: str, index: int, modality: Literal["cf", "fa"], backend: TheBackend, owner: Owner
+    request: Request, job_id: JobId, index: int, modality: Literal["cf", "fa"], backend: TheBackend, owner: Owner
 ) -> Response:
     """The PNG as it stands in the archive; supports Range, its ETag is its SHA-256."""
     _, part, raw = _find(backend, owner, job_id, index)

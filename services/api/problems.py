@@ -168,14 +168,21 @@ def response(
         type=f"urn:cffa:problem:{code}",
         title=http.HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=_text(detail),
         instance=request.url.path,
         code=code,
         retryable=retryable,
         request_id=request_id_of(request),
-        errors=[ProblemItem(pointer=item.pointer, code=item.code, message=item.message) for item in errors],
+        errors=[
+            ProblemItem(pointer=_text(item.pointer), code=item.code, message=_text(item.message)) for item in errors
+        ],
     )
     return JSONResponse(document.model_dump(), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _text(value: str) -> str:
+    """What a client sent may hold half a surrogate pair, which no UTF-8 answer can repeat."""
+    return value.encode("utf-8", "replace").decode()
 
 
 def from_typed(request: Request, error: CffaError) -> JSONResponse:

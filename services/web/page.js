@@ -48,7 +48,10 @@ function jobCard(job) {
   bar.setAttribute("aria-label", `Progress of ${job.id}`);
   const buttons = element("span", { className: "end row" });
   const button = (text, onclick) => buttons.append(element("button", { type: "button", textContent: text, onclick }));
-  if (job.kind === "generation" && job.counts.generated) button("View pairs", () => choose(job.id));
+  if (job.kind === "generation" && job.counts.generated) button("View pairs", async () => {
+    await choose(job.id);
+    byId("pairs-section").scrollIntoView({ behavior: "smooth" });
+  });
   if (["queued", "running", "finalizing"].includes(job.state)) button("Cancel", () => act(job, "cancel"));
   if (["failed", "canceled"].includes(job.state)) button("Retry", () => act(job, "retry"));
   if (job.state === "paused") button("Resume", () => act(job, "resume"));
@@ -66,7 +69,8 @@ function jobCard(job) {
 
 const datasetCard = (dataset) => element("li", { className: "card" },
   element("div", { className: "row" }, element("strong", { textContent: dataset.name }), `${dataset.pairs} pairs`,
-    element("span", { className: "soft end", textContent: ago(dataset.created_at) })), element("code", { textContent: dataset.id }));
+    element("span", { className: "soft end", textContent: ago(dataset.created_at) })), element("code", { textContent: dataset.id }),
+  " ", element("a", { href: `v1/datasets/${dataset.id}/report`, textContent: "report" }));
 
 const modelCard = (model) => element("li", { className: "card" },
   element("div", { className: "row" }, element("strong", { textContent: model.method ?? "model" }),
@@ -86,7 +90,7 @@ async function choose(job) {
   byId("pairs").replaceChildren();
   byId("pairs-section").hidden = false;
   await Promise.all([morePairs(), archives(), refresh()]);
-  byId("pairs-section").scrollIntoView({ behavior: "smooth" });
+  remember();
 }
 
 async function morePairs() {
@@ -117,6 +121,7 @@ function open(at) {
   byId("previous").disabled = at === 0;
   byId("next").disabled = at === view.pairs.length - 1;
   if (!byId("viewer").open) byId("viewer").showModal();
+  remember();
 }
 
 function compare(mode) {
@@ -125,6 +130,21 @@ function compare(mode) {
     if (button.tagName === "BUTTON") button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
   byId("amount-label").hidden = mode === "side";
   byId("amount-name").textContent = mode === "checker" ? "Square size" : "Position";
+  remember();
+}
+
+// The address says what is shown (#job, #job/pair/mode), so that it can be sent to somebody.
+function remember() {
+  const pair = byId("viewer").open ? `/${view.at}/${view.mode}` : "";
+  if (view.job) history.replaceState(null, "", `#${view.job}${pair}`);
+}
+
+async function recall() {
+  const [job, at, mode] = location.hash.slice(1).split("/");
+  if (!job.startsWith("job_")) return;
+  await choose(job);
+  if (["side", "slider", "checker"].includes(mode)) compare(mode);
+  if (at) open(Number(at));
 }
 
 function slide() {
@@ -137,8 +157,8 @@ async function refresh() {
   try {
     const [jobs, datasets, models, queue] = await Promise.all(
       ["v1/jobs?page_size=50", "v1/datasets", "v1/models", "v1/queue"].map(get));
-    replaceCards("jobs", jobs.items.map(jobCard), "No jobs yet. Post one with `cffa submit train`.");
-    replaceCards("datasets", datasets.items.map(datasetCard), "No data sets yet. Upload one with `cffa dataset upload`.");
+    replaceCards("jobs", jobs.items.map(jobCard), "No jobs yet. cffa submit train posts one.");
+    replaceCards("datasets", datasets.items.map(datasetCard), "No data sets yet. cffa submit train --dataset FOLDER uploads one.");
     replaceCards("models", models.items.map(modelCard), "No models yet; a training job makes one.");
     byId("queue").textContent = `${queue.waiting} waiting, ${queue.running} running, ${queue.workers} worker${queue.workers === 1 ? "" : "s"}`;
   } catch (error) {
@@ -149,6 +169,7 @@ async function refresh() {
 byId("more").addEventListener("click", morePairs);
 byId("amount").addEventListener("input", slide);
 byId("close").addEventListener("click", () => byId("viewer").close());
+byId("viewer").addEventListener("close", remember);
 byId("previous").addEventListener("click", () => open(view.at - 1));
 byId("next").addEventListener("click", () => open(view.at + 1));
 for (const button of document.querySelectorAll("button[data-mode]"))
@@ -161,4 +182,5 @@ byId("viewer").addEventListener("keydown", (event) => {
 compare("side");
 slide();
 await refresh();
+await recall();
 setInterval(() => document.hidden || byId("viewer").open || refresh(), POLL_MS);

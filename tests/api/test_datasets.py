@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cffa_core.errors import StorageUnavailable
+from cffa_core.settings import Settings
 from services.api.access import Backend
+from services.api.app import create_app
 from tests.api.driving import good_upload, png, problem, zipped
 
 
@@ -220,6 +225,29 @@ def test_the_same_idempotency_key_takes_a_data_set_in_once(client: TestClient) -
     assert other.json()["id"] != first.json()["id"]
     problem(send(good_upload(3)), 422, "idempotency_key_reused")
     assert len(client.get("/v1/datasets").json()["items"]) == 2
+
+
+def test_one_upload_sent_twice_at_once_is_taken_in_once(client: TestClient, backend: Backend) -> None:
+    def send(_: int) -> Any:
+        files = {"file": ("set.zip", good_upload(2))}
+        return client.post("/v1/datasets", files=files, data={"name": "A"}, headers={"Idempotency-Key": "k"})
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(send, range(2)))
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json() == answers[1].json()
+    kept = set(backend.objects.list("datasets/"))
+    (made,) = backend.store.list_datasets("local").items
+    assert kept == {info.key for info in made.stored.files.values()}
+
+
+def test_abandoned_uploads_are_removed_at_the_next_start(settings: Settings) -> None:
+    uploads = settings.scratch_dir / "uploads"
+    for name, age in (("old", 2 * 86_400), ("new", 60)):
+        (uploads / name).mkdir(parents=True)
+        os.utime(uploads / name, (time.time() - age, time.time() - age))
+    with TestClient(create_app(settings)):
+        assert [path.name for path in uploads.iterdir()] == ["new"]
 
 
 def test_unknown_data_sets(client: TestClient) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cffa_core.errors import InvalidSpec, NotFound
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import GenerationSpec, Kind, TrainingSpec
 from services.api.access import Backend
 from tests.api.driving import Worker, problem
 
 NOBODYS_MODEL = "mdl_00000000000000000000"
 NOBODYS_DATASET = "ds_00000000000000000000"
+FIELDS = st.sampled_from([*TrainingSpec.model_fields, *GenerationSpec.model_fields])
 NOBODYS_JOB = "job_00000000000000000000"
 
 
@@ -84,11 +87,15 @@ def test_impossible_generation_specs(plain_client: TestClient, change: dict[str,
         ({"modalities": []}, ""),
         ({"holdout": 1}, "/holdout"),
         ({"dataset_id": None}, "/dataset_id"),
+        ({"cf_prompt": "half a pair \ud800"}, "/cf_prompt"),
+        ({"cf_prompt": ""}, "/cf_prompt"),
+        ({"half \ud800": 1}, ""),
     ],
 )
 def test_impossible_training_specs(plain_client: TestClient, change: dict[str, Any], pointer: str) -> None:
-    body = {"dataset_id": NOBODYS_DATASET, "steps": 5} | change
-    found = problem(plain_client.post("/v1/training-jobs", json=body), 422, "invalid_spec")
+    raw = json.dumps({"dataset_id": NOBODYS_DATASET, "steps": 5} | change)
+    response = plain_client.post("/v1/training-jobs", content=raw, headers={"Content-Type": "application/json"})
+    found = problem(response, 422, "invalid_spec")
     assert [item["pointer"] for item in found["errors"]] == [pointer]
 
 
@@ -288,6 +295,34 @@ def test_deleting_a_training_job_keeps_its_model(client: TestClient, model_id: s
     assert client.delete(f"/v1/jobs/{job}").status_code == 204
     model = client.get(f"/v1/models/{model_id}").json()
     assert client.get(model["files"][0]["url"]).content == b'{"method": "dual_unet"}'
+
+
+@pytest.mark.parametrize(
+    "job_id", ["x", "job_", "JOB_00000000000000000000", "job_%00", "job_" + "0" * 5000, "ds_00000000000000000000"]
+)
+def test_what_is_no_id_names_nothing(plain_client: TestClient, job_id: str) -> None:
+    for path in ("", "/events", "/metrics", "/pairs", "/archives"):
+        problem(plain_client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
+    problem(plain_client.post(f"/v1/jobs/{job_id}:cancel"), 404, "not_found")
+    problem(plain_client.get(f"/v1/models/{job_id}"), 404, "not_found")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS | st.text(max_size=8), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("path", ["/v1/training-jobs", "/v1/generation-jobs"])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=JSON)
+def test_no_body_breaks_the_service(plain_client: TestClient, path: str, body: object) -> None:
+    raw = json.dumps(body)
+    answer = plain_client.post(path, content=raw, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422), raw
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"] or answer.status_code == 400
 
 
 @pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])

@@ -156,6 +156,17 @@ def test_loopback_needs_no_permission(tmp_path: Path, host: str) -> None:
     create_app(Settings(home=tmp_path, host=host))
 
 
+def test_the_public_address_is_answered_under_and_linked_to(settings: Settings) -> None:
+    public = settings.model_copy(update={"public_url": "https://cffa.example.org/"})
+    with TestClient(create_app(public), base_url="https://cffa.example.org") as client:
+        backend = client.app.state.backend  # type: ignore[attr-defined]
+        backend.objects.put_bytes("jobs/x", b"data")
+        link = backend.objects.download_url("jobs/x", expires_seconds=60, filename="x")
+        assert link.startswith("https://cffa.example.org/v1/blobs/")
+        assert client.get(link).content == b"data"
+        problem(client.get("/livez", headers={"Host": "other.example.org"}), 403, "forbidden")
+
+
 def test_cluster_mode_waits_for_keys(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="API keys"):
         create_app(Settings(home=tmp_path, mode="cluster", database_url="sqlite:///x"))
