@@ -14,7 +14,7 @@ from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.pairs import generation_job, not_made
 from services.api.problems import documented
-from services.api.schemas import ArchiveList, ArchiveView
+from services.api.product_schemas import ArchiveList, ArchiveView
 
 router = APIRouter(tags=["results"])
 

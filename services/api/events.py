@@ -17,7 +17,8 @@ from cffa_core.jobs.records import Event
 from cffa_core.jobs.state import TERMINAL
 from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.problems import Answers, documented
-from services.api.schemas import CheckpointList, CheckpointView, EventList, EventView, MetricList, MetricPoint
+from services.api.product_schemas import CheckpointList, CheckpointView, MetricList, MetricPoint
+from services.api.schemas import EventList, EventView
 
 WATCH_SECONDS = 0.25
 PING_SECONDS = 15.0

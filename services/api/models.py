@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from services.api.access import ModelId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken
 from services.api.problems import documented
-from services.api.schemas import ModelDetail, ModelList, ModelView, StoredFileView
+from services.api.product_schemas import ModelDetail, ModelList, ModelView, StoredFileView
 
 router = APIRouter(tags=["models"])
 

@@ -14,8 +14,8 @@ from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
 from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import Answers, documented
+from services.api.product_schemas import PairList, PairView, StoredImage
 from services.api.ranges import serve
-from services.api.schemas import PairList, PairView, StoredImage
 
 router = APIRouter(tags=["results"])
 PNG: Answers = {

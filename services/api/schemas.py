@@ -1,6 +1,6 @@
 """What the API says, as pydantic models with examples: the source of the OpenAPI document.
 
-Each model builds itself from a value of the record (``cffa_core.jobs.records``). What may be posted is defined in
+Products of jobs are in ``product_schemas``. Each model builds itself from a value of the record (``cffa_core.jobs.records``). What may be posted is defined in
 ``cffa_core.jobs.spec``; here it only gains the fields that belong to HTTP.
 """
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cffa_core.jobs.records import Checkpoint, Counts, Dataset, Event, Job, Model, Progress
+from cffa_core.jobs.records import Counts, Dataset, Event, Job, Progress
 from cffa_core.jobs.spec import GenerationSpec, JobSpec, Kind, TrainingSpec
 from cffa_core.jobs.state import TERMINAL, JobState
 
@@ -24,7 +24,7 @@ SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 Priority = Annotated[int, Field(ge=-100, le=100, description="Among one owner's jobs, higher goes first.")]
 
 
-def _example(value: dict[str, Any]) -> ConfigDict:
+def example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [value]})
 
 
@@ -96,7 +96,7 @@ class ProgressView(BaseModel):
 class JobView(BaseModel):
     """A job. ``version`` rises with every change and is its ETag; ``entered`` says when it reached each state."""
 
-    model_config = _example(
+    model_config = example(
         {
             "id": JOB,
             "kind": "generation",
@@ -174,7 +174,7 @@ class JobList(BaseModel):
 class DatasetView(BaseModel):
     """A checked data set that was taken in."""
 
-    model_config = _example(
+    model_config = example(
         {"id": DATASET, "name": "clinic A", "digest": SHA, "pairs": 118, "created_at": NOON, "links": {}}
     )
     id: str
@@ -224,116 +224,10 @@ class DatasetPairList(BaseModel):
     next_page_token: str | None
 
 
-class StoredImage(BaseModel):
-    """One PNG of a made pair."""
-
-    name: str = Field(examples=["cf/000017.png"])
-    size: int
-    sha256: str
-    url: str = Field(examples=[f"/v1/jobs/{JOB}/pairs/17/cf.png"])
-
-
-class PairView(BaseModel):
-    """One made pair: its seed and its two images."""
-
-    index: int
-    part: int
-    seed: int
-    cf: StoredImage
-    fa: StoredImage
-    fa_chroma: float | None = Field(description="Mean |a*|, |b*| of FA before it became one channel.")
-
-
-class PairList(BaseModel):
-    """One page of the pairs that are finished, in index order; more appear while the job runs."""
-
-    items: list[PairView]
-    next_page_token: str | None
-
-
-class ArchiveView(BaseModel):
-    """A zip to download. ``number`` is the part it holds, or null for the archive of the whole job."""
-
-    model_config = _example(
-        {
-            "number": 0,
-            "pairs": 32,
-            "filename": f"{JOB}-part-00000.zip",
-            "bytes": 12345678,
-            "sha256": SHA,
-            "url": "http://127.0.0.1:8008/v1/blobs/TOKEN",
-            "expires_at": NOON,
-        }
-    )
-    number: int | None
-    pairs: int
-    filename: str
-    bytes: int
-    sha256: str
-    url: str
-    expires_at: datetime
-
-
-class ArchiveList(BaseModel):
-    """Part archives that are done, and the whole one once the job has succeeded."""
-
-    parts: list[ArchiveView]
-    whole: ArchiveView | None
-    next_page_token: str | None
-
-
-class StoredFileView(BaseModel):
-    """One published file of a model or a checkpoint."""
-
-    name: str
-    bytes: int
-    sha256: str
-    url: str
-
-
-class CheckpointView(BaseModel):
-    """A checkpoint that can be resumed from."""
-
-    step: int
-    bytes: int
-    files: int
-    created_at: datetime
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Self:
-        stored = checkpoint.stored.files
-        return cls(
-            step=checkpoint.step,
-            bytes=sum(info.size for info in stored.values()),
-            files=len(stored),
-            created_at=checkpoint.created_at,
-        )
-
-
-class CheckpointList(BaseModel):
-    """Checkpoints of a training job, oldest first."""
-
-    items: list[CheckpointView]
-
-
-class MetricPoint(BaseModel):
-    """Scalars of one step."""
-
-    step: int
-    values: dict[str, float]
-
-
-class MetricList(BaseModel):
-    """Metrics in step order; ask again with ``since_step`` = ``next_since_step`` for newer ones."""
-
-    items: list[MetricPoint]
-    next_since_step: int | None
-
-
 class EventView(BaseModel):
     """One line of a job's history."""
 
-    model_config = _example({"seq": 3, "at": NOON, "type": "state", "data": {"state": "running"}})
+    model_config = example({"seq": 3, "at": NOON, "type": "state", "data": {"state": "running"}})
     seq: int
     at: datetime
     type: str
@@ -349,47 +243,6 @@ class EventList(BaseModel):
 
     items: list[EventView]
     next_after: int | None
-
-
-class ModelView(BaseModel):
-    """A trained model, product of a training job."""
-
-    id: str
-    job_id: str
-    digest: str
-    method: str | None
-    base: str | None
-    step: int | None
-    created_at: datetime
-    links: dict[str, str]
-
-    @classmethod
-    def of(cls, model: Model) -> Self:
-        here = f"/v1/models/{model.id}"
-        base = model.card.get("base")
-        return cls(
-            id=model.id,
-            job_id=model.job_id,
-            digest=model.digest,
-            method=model.card.get("method"),
-            base=base.get("name") if isinstance(base, dict) else base,
-            step=model.card.get("step"),
-            created_at=model.created_at,
-            links={"self": here, "card": f"{here}/card", "job": f"/v1/jobs/{model.job_id}"},
-        )
-
-
-class ModelDetail(ModelView):
-    """A trained model with its files; URLs are signed and expire."""
-
-    files: list[StoredFileView]
-
-
-class ModelList(BaseModel):
-    """One page of models, newest first."""
-
-    items: list[ModelView]
-    next_page_token: str | None
 
 
 class Live(BaseModel):

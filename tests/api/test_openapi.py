@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from cffa_core.jobs.spec import parse_spec
-from services.api import problems, schemas
+from services.api import problems, product_schemas, schemas
 
 METHODS = {"get", "post", "put", "delete", "head", "patch"}
 ROUTES = {
@@ -111,7 +111,7 @@ def test_problems_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 def models_with_examples() -> list[tuple[type[BaseModel], dict[str, Any]]]:
     found = []
-    for module in (schemas, problems):
+    for module in (schemas, product_schemas, problems):
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel) and model.__module__ == module.__name__:
                 extra = model.model_config.get("json_schema_extra") or {}

@@ -1,0 +1,158 @@
+"""What the API says about products of jobs: pairs, archives, checkpoints, metrics, models. See ``schemas``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from cffa_core.jobs.records import Checkpoint, Model
+from services.api.schemas import JOB, NOON, SHA, example
+
+
+class StoredImage(BaseModel):
+    """One PNG of a made pair."""
+
+    name: str = Field(examples=["cf/000017.png"])
+    size: int
+    sha256: str
+    url: str = Field(examples=[f"/v1/jobs/{JOB}/pairs/17/cf.png"])
+
+
+class PairView(BaseModel):
+    """One made pair: its seed and its two images."""
+
+    index: int
+    part: int
+    seed: int
+    cf: StoredImage
+    fa: StoredImage
+    fa_chroma: float | None = Field(description="Mean |a*|, |b*| of FA before it became one channel.")
+
+
+class PairList(BaseModel):
+    """One page of the pairs that are finished, in index order; more appear while the job runs."""
+
+    items: list[PairView]
+    next_page_token: str | None
+
+
+class ArchiveView(BaseModel):
+    """A zip to download. ``number`` is the part it holds, or null for the archive of the whole job."""
+
+    model_config = example(
+        {
+            "number": 0,
+            "pairs": 32,
+            "filename": f"{JOB}-part-00000.zip",
+            "bytes": 12345678,
+            "sha256": SHA,
+            "url": "http://127.0.0.1:8008/v1/blobs/TOKEN",
+            "expires_at": NOON,
+        }
+    )
+    number: int | None
+    pairs: int
+    filename: str
+    bytes: int
+    sha256: str
+    url: str
+    expires_at: datetime
+
+
+class ArchiveList(BaseModel):
+    """Part archives that are done, and the whole one once the job has succeeded."""
+
+    parts: list[ArchiveView]
+    whole: ArchiveView | None
+    next_page_token: str | None
+
+
+class StoredFileView(BaseModel):
+    """One published file of a model or a checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class CheckpointView(BaseModel):
+    """A checkpoint that can be resumed from."""
+
+    step: int
+    bytes: int
+    files: int
+    created_at: datetime
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        stored = checkpoint.stored.files
+        return cls(
+            step=checkpoint.step,
+            bytes=sum(info.size for info in stored.values()),
+            files=len(stored),
+            created_at=checkpoint.created_at,
+        )
+
+
+class CheckpointList(BaseModel):
+    """Checkpoints of a training job, oldest first."""
+
+    items: list[CheckpointView]
+
+
+class MetricPoint(BaseModel):
+    """Scalars of one step."""
+
+    step: int
+    values: dict[str, float]
+
+
+class MetricList(BaseModel):
+    """Metrics in step order; ask again with ``since_step`` = ``next_since_step`` for newer ones."""
+
+    items: list[MetricPoint]
+    next_since_step: int | None
+
+
+class ModelView(BaseModel):
+    """A trained model, product of a training job."""
+
+    id: str
+    job_id: str
+    digest: str
+    method: str | None
+    base: str | None
+    step: int | None
+    created_at: datetime
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        here = f"/v1/models/{model.id}"
+        base = model.card.get("base")
+        return cls(
+            id=model.id,
+            job_id=model.job_id,
+            digest=model.digest,
+            method=model.card.get("method"),
+            base=base.get("name") if isinstance(base, dict) else base,
+            step=model.card.get("step"),
+            created_at=model.created_at,
+            links={"self": here, "card": f"{here}/card", "job": f"/v1/jobs/{model.job_id}"},
+        )
+
+
+class ModelDetail(ModelView):
+    """A trained model with its files; URLs are signed and expire."""
+
+    files: list[StoredFileView]
+
+
+class ModelList(BaseModel):
+    """One page of models, newest first."""
+
+    items: list[ModelView]
+    next_page_token: str | None
