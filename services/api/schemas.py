@@ -1,7 +1,7 @@
 """What the API says, as pydantic models with examples: the source of the OpenAPI document.
 
-Products of jobs are in ``product_schemas``. Each model builds itself from a value of the record (``cffa_core.jobs.records``). What may be posted is defined in
-``cffa_core.jobs.spec``; here it only gains the fields that belong to HTTP.
+Each model builds itself from a value of the record (``cffa_core.jobs.records``); products of jobs are in
+``product_schemas``. What may be posted is defined in ``cffa_core.jobs.spec``; here it only gains what belongs to HTTP.
 """
 
 from __future__ import annotations
