@@ -27,6 +27,8 @@ class Limits:
     max_member_bytes: int = 512 * 2**20
     max_ratio: float = 200.0
     max_pixels: int = 64_000_000
+    max_total_pixels: int = 40_000_000_000
+    max_text_bytes: int = 2**20
     min_side: int = 32
     decode_seconds: int = 60
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +28,14 @@ SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def safe_names(names: list[str]) -> dict[str, str]:
-    """A safe, unique name for each name: itself where it is one, else its safe characters and a digest of the rest."""
+    """A safe, unique name for each name: itself, or its safe characters and a digest.
+
+    A digest is also added where two names differ in letter case only.
+    """
     safe: dict[str, str] = {}
+    folded = Counter(name.casefold() for name in names)
     for name in names:
-        if SAFE.fullmatch(name):
+        if SAFE.fullmatch(name) and folded[name.casefold()] == 1:
             safe[name] = name
         else:
             stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:80] or "pair"

@@ -48,6 +48,7 @@ class Decoder:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._child: subprocess.Popen[bytes] | None = None
+        self._pixels = 0
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +60,8 @@ class Decoder:
 
     def decode(self, data: bytes) -> Decoded | Refused:
         """Decode a PNG, JPEG or TIFF, upright by its EXIF orientation, to 8 bits."""
+        if self._pixels > self._limits.max_total_pixels:
+            return Refused("too_large", f"all images have more than {self._limits.max_total_pixels} pixels together")
         reply = self._ask(
             {"op": "decode", "max_pixels": self._limits.max_pixels, "min_side": self._limits.min_side}, data
         )
@@ -68,6 +71,7 @@ class Decoder:
         if "code" in head:
             return Refused(str(head["code"]), str(head["message"]))
         pixels = np.frombuffer(body, dtype=np.uint8).reshape(head["shape"])
+        self._pixels += pixels.shape[0] * pixels.shape[1]
         return Decoded(pixels, tuple(str(note) for note in head["notes"]))
 
     def eyes(self, pattern: str, names: list[str]) -> list[str | None] | Refused:

@@ -22,7 +22,7 @@ from cffa_core.data.decoding import Decoder, Refused
 from cffa_core.data.field_of_view import field_of_view
 from cffa_core.data.layouts import Candidate, Found, find_pairs
 from cffa_core.data.registration import BadLandmarks, Points, fit, parse_points, warp
-from cffa_core.data.sources import Source, open_source
+from cffa_core.data.sources import Source, open_source, printable, read_text
 from cffa_core.errors import InvalidDataset, Problem
 
 __all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registration", "check", "open_pairs", "write"]
@@ -81,7 +81,7 @@ class Checked:
         changed = f"{self.source} changed while it was read"
         with open_source(self.source, self.limits) as source, Decoder(self.limits) as decoder:
             for pair, candidate in zip(self.pairs, self.candidates, strict=True):
-                made, problems = _PairCheck(source, decoder, candidate).run()
+                made, problems = _PairCheck(source, decoder, candidate, self.limits).run()
                 if made is None:
                     raise InvalidDataset(changed, problems=tuple(problems))
                 digest.add(pair, made[1])
@@ -124,17 +124,19 @@ def check(
     digest = _Digest()
     passed: list[tuple[CheckedPair, Candidate]] = []
     kept: dict[str, PairImages] = {}
+    room = KEPT_BYTES
     with open_source(source, limits) as opened, Decoder(limits) as decoder:
-        found = _find(opened)
+        found = _find(opened, limits)
         eyes = _eyes(found, decoder, eye_pattern)
         for index, candidate in enumerate(found.candidates):
-            made, problems = _PairCheck(opened, decoder, candidate, found.warnings).run()
+            made, problems = _PairCheck(opened, decoder, candidate, limits, found.warnings).run()
             found.problems += problems
             if made is not None:
                 pair = dataset_folder.with_eye(made[0], eyes[candidate.name])
                 digest.add(pair, made[1])
                 passed.append((pair, candidate))
-                if sum(images.nbytes for images in kept.values()) + made[1].nbytes <= KEPT_BYTES:
+                room -= made[1].nbytes
+                if room >= 0:
                     kept[pair.name] = made[1]
             if on_progress is not None:
                 on_progress(index + 1, len(found.candidates))
@@ -191,12 +193,12 @@ def open_pairs(
     return digest, pairs, dataset_folder.read_pairs(path, pairs)
 
 
-def _find(source: Source) -> Found:
+def _find(source: Source, limits: Limits) -> Found:
     """Layout and candidates of a source, with the source's own problems in front."""
     if not source.names:
         empty = () if source.problems else (Problem("", "empty_archive", "there are no files in it"),)
         return Found("unknown", problems=[*source.problems, *empty])
-    found = find_pairs(source.names, source.read)
+    found = find_pairs(source.names, lambda name: read_text(source, name, limits))
     found.problems[:0] = source.problems
     names = dataset_folder.safe_names([candidate.name for candidate in found.candidates])
     found.eyes = {names[name]: eye for name, eye in found.eyes.items()}
@@ -215,7 +217,8 @@ def _eyes(found: Found, decoder: Decoder, pattern: str | None) -> dict[str, str]
         else:
             matched = {name: eye for name, eye in zip(names, answer, strict=True) if eye}
     own = {candidate.name: candidate.eye for candidate in found.candidates if candidate.eye}
-    return {name: found.eyes.get(name) or own.get(name) or matched.get(name) or name for name in names}
+    chosen = {name: found.eyes.get(name) or own.get(name) or matched.get(name) or name for name in names}
+    return {name: printable(eye) for name, eye in chosen.items()}
 
 
 def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
@@ -227,11 +230,17 @@ class _PairCheck:
     """The way of one candidate: read, decode, register, find the valid regions; all of its problems, not the first."""
 
     def __init__(
-        self, source: Source, decoder: Decoder, candidate: Candidate, warnings: list[Problem] | None = None
+        self,
+        source: Source,
+        decoder: Decoder,
+        candidate: Candidate,
+        limits: Limits,
+        warnings: list[Problem] | None = None,
     ) -> None:
         self._source = source
         self._decoder = decoder
         self._candidate = candidate
+        self._limits = limits
         self._warnings = warnings if warnings is not None else []
         self._problems: list[Problem] = []
 
@@ -299,15 +308,14 @@ class _PairCheck:
         return (parsed[0], parsed[1]) if len(parsed) == 2 else None
 
     def _points(self, name: str) -> Points | None:
-        data = self._source.read(name)
-        if isinstance(data, Problem):
-            self._problems.append(data)
+        text = read_text(self._source, name, self._limits)
+        if isinstance(text, Problem):
+            self._problems.append(text)
             return None
         try:
-            return parse_points(data.decode("utf-8-sig"))
-        except (UnicodeDecodeError, BadLandmarks) as error:
-            message = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-            self._problem(name, "bad_landmarks", message)
+            return parse_points(text)
+        except BadLandmarks as error:
+            self._problem(name, "bad_landmarks", str(error))
             return None
 
     def _registered(

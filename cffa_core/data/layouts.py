@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -26,7 +27,7 @@ LAYOUT_HELP = (
     "no pairs found; expected cf/NAME and fa/NAME, or NNN/NNN_01.* with NNN/NNN_02.*, or a CSV with cf_path,fa_path"
 )
 
-Read = Callable[[str], bytes | Problem]
+ReadText = Callable[[str], str | Problem]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Found:
     eyes: dict[str, str] = field(default_factory=dict)
 
 
-def find_pairs(names: tuple[str, ...], read: Read) -> Found:
+def find_pairs(names: tuple[str, ...], read: ReadText) -> Found:
     """Find the layout of a source and the pairs in it. A single folder around everything is looked through."""
     prefix = wrapper(names)
     inside = {name.removeprefix(prefix): name for name in names}
@@ -164,16 +165,6 @@ def _from_cases(inside: dict[str, str]) -> Found:
     return found
 
 
-def _text(path: str, read: Read) -> str | Problem:
-    data = read(path)
-    if isinstance(data, Problem):
-        return data
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return Problem(path, "bad_csv", "not UTF-8 text; save the file as CSV UTF-8")
-
-
 def _rows(text: str) -> list[dict[str, str]]:
     """Rows of a CSV with a header; a semicolon is taken as separator if the header has no comma."""
     header = text.split("\n", 1)[0]
@@ -184,12 +175,12 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [{key: value.strip() for key, value in row.items() if key and isinstance(value, str)} for row in reader]
 
 
-def _pair_list(inside: dict[str, str], read: Read) -> tuple[str, list[dict[str, str]] | Problem] | None:
+def _pair_list(inside: dict[str, str], read: ReadText) -> tuple[str, list[dict[str, str]] | Problem] | None:
     """The CSV beside the data whose header names cf_path and fa_path, and its rows (or why they cannot be read)."""
     for name, path in sorted(inside.items()):
         if "/" in name or _ending(name) != ".csv" or name.lower() == "eyes.csv":
             continue
-        text = _text(path, read)
+        text = read(path)
         if isinstance(text, Problem):
             return path, text
         header = re.split(r"[,;]", text.split("\n", 1)[0].lower())
@@ -205,15 +196,19 @@ def _pair_list(inside: dict[str, str], read: Read) -> tuple[str, list[dict[str, 
 
 
 def _from_csv(path: str, rows: list[dict[str, str]] | Problem, inside: dict[str, str]) -> Found:
-    """Layout (c): a CSV of relative paths; optional columns cf_pts_path, fa_pts_path, name, eye."""
+    """Layout (c): a CSV of relative paths; optional columns cf_pts_path, fa_pts_path, name, eye.
+
+    A CF may be paired with several FAs (phases); such pairs are one eye unless the eye column says otherwise.
+    """
     found = Found("csv")
     if isinstance(rows, Problem):
         found.problems.append(rows)
         return found
     folder = path.rpartition("/")[0]
-    stems = [PurePosixPath(row.get("cf_path", "")).stem for row in rows]
+    often = Counter(PurePosixPath(row.get("cf_path", "")).stem for row in rows)
+    shared = Counter(row.get("cf_path", "") for row in rows)
     taken: set[str] = set()
-    for line, (row, stem) in enumerate(zip(rows, stems, strict=True), start=2):
+    for line, row in enumerate(rows, start=2):
         pointer = f"{path}:{line}"
         wanted = {key: row.get(key, "") for key in ("cf_path", "fa_path", "cf_pts_path", "fa_pts_path")}
         bad = [
@@ -222,8 +217,8 @@ def _from_csv(path: str, rows: list[dict[str, str]] | Problem, inside: dict[str,
             if value or key in ("cf_path", "fa_path")
         ]
         problems = [problem for problem in bad if problem is not None]
-        unique = stem if stems.count(stem) == 1 else wanted["cf_path"].rpartition(".")[0]
-        name = row.get("name") or unique
+        cf, fa = PurePosixPath(wanted["cf_path"]), PurePosixPath(wanted["fa_path"])
+        name = row.get("name") or (cf.stem if often[cf.stem] == 1 else f"{cf.with_suffix('')}-{fa.stem}")
         if not problems and name in taken:
             problems.append(Problem(pointer, "duplicate_name", f"pair {printable(name)!r} occurs in more than one row"))
         found.problems += problems
@@ -232,7 +227,8 @@ def _from_csv(path: str, rows: list[dict[str, str]] | Problem, inside: dict[str,
         taken.add(name)
         files = [f"{folder}/{value}".removeprefix("/") if value else None for value in wanted.values()]
         assert files[0] is not None and files[1] is not None
-        found.candidates.append(Candidate(name, files[0], files[1], files[2], files[3], row.get("eye") or None))
+        eye = row.get("eye") or (str(cf.with_suffix("")) if shared[wanted["cf_path"]] > 1 else "")
+        found.candidates.append(Candidate(name, files[0], files[1], files[2], files[3], eye or None))
     return found
 
 
@@ -246,9 +242,9 @@ def _missing(pointer: str, column: str, value: str, inside: dict[str, str], path
     return None
 
 
-def _read_eyes(path: str, read: Read, found: Found) -> None:
+def _read_eyes(path: str, read: ReadText, found: Found) -> None:
     """``eyes.csv``: which pair belongs to which eye, columns name and eye."""
-    text = _text(path, read)
+    text = read(path)
     if isinstance(text, Problem):
         found.problems.append(text)
         return

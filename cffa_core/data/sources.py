@@ -40,6 +40,20 @@ class Source(Protocol):
         """Read one file whole, within the caps; a problem instead if it breaks one or is damaged."""
 
 
+def read_text(source: Source, name: str, limits: Limits) -> str | Problem:
+    """Read a small UTF-8 text file; a problem instead if it is large (it is parsed line by line) or no such text."""
+    data = source.read(name)
+    if isinstance(data, Problem):
+        return data
+    if len(data) > limits.max_text_bytes:
+        return Problem(name, "too_large", f"{len(data)} bytes of text; at most {limits.max_text_bytes} are taken")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        code = "bad_csv" if name.lower().endswith(".csv") else "bad_landmarks"
+        return Problem(name, code, "not UTF-8 text; save the file as UTF-8")
+
+
 def printable(name: str) -> str:
     """Name as it may be shown: control characters and broken Unicode replaced."""
     text = name.encode("utf-8", "replace").decode("utf-8")

@@ -213,6 +213,22 @@ def test_a_cut_zip_and_flipped_bits_are_problems_not_crashes(tmp_path: Path) -> 
         assert not check(path).ok
 
 
+def test_large_text_is_not_parsed(tmp_path: Path) -> None:
+    files = {
+        **pair_files(2),
+        "pairs.csv": b"cf_path,fa_path\n" + b"\n" * 5000,
+        "eyes.csv": b"name,eye\n" + b"\n" * 5000,
+    }
+    found = codes(check(write_folder(tmp_path / "set", files), Limits(max_text_bytes=1000)))
+    assert {("eyes.csv", "too_large"), ("pairs.csv", "too_large")} <= found
+
+
+def test_pixels_are_capped_over_all_images(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", pair_files(3))
+    found = codes(check(folder, Limits(max_total_pixels=3 * 96 * 96)))
+    assert found == {("cf/p2.png", "too_large"), ("fa/p2.png", "too_large")}
+
+
 class TestDecoder:
     """The limited child process."""
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cffa_core.data.ingest import Checked, check, write
+from cffa_core.data.ingest import Checked, Limits, check, write
 from cffa_core.errors import InvalidDataset, NotFound
 from tests.raw_pairs import draw_pair, encode, pair_files, write_folder, write_zip
 
@@ -117,8 +117,6 @@ def test_an_eye_pattern_that_takes_forever_is_stopped(tmp_path: Path) -> None:
     cf, fa = draw_pair(0)
     name = "a" * 40
     files = {**pair_files(2), f"cf/{name}.png": encode(cf), f"fa/{name}.png": encode(fa)}
-    from cffa_core.data.ingest import Limits
-
     checked = check(write_folder(tmp_path / "set", files), Limits(decode_seconds=1), eye_pattern="(a+)+b")
     assert codes(checked) == [("/eye_pattern", "bad_eye_pattern")]
 
@@ -143,6 +141,23 @@ def test_csv_may_name_pairs_and_eyes_and_use_semicolons(tmp_path: Path) -> None:
     rows = "cf_path;fa_path;name;eye\ncf/p0.png;fa/p0.png;one;left\ncf/p1.png;fa/p1.png;two;left\n"
     checked = check(write_folder(tmp_path / "set", {**pair_files(2), "list.csv": rows.encode()}))
     assert [(pair.name, pair.eye) for pair in checked.pairs] == [("one", "left"), ("two", "left")]
+
+
+def test_one_cf_with_two_phases_is_one_eye(tmp_path: Path) -> None:
+    rows = "cf_path,fa_path\ncf/p0.png,fa/p0.png\ncf/p0.png,fa/p1.png\ncf/p2.png,fa/p2.png\n"
+    files = {name: data for name, data in pair_files(3).items() if name != "cf/p1.png"}
+    checked = check(write_folder(tmp_path / "set", {**files, "list.csv": rows.encode()}))
+    assert checked.ok
+    assert checked.eyes == 2
+    assert len({pair.name for pair in checked.pairs}) == 3
+    again = {**files, "list.csv": rows.replace("fa/p1", "fa/p0").encode()}
+    assert codes(check(write_folder(tmp_path / "again", again)))[0] == ("list.csv:3", "duplicate_name")
+
+
+def test_names_that_differ_in_case_only_stay_apart(tmp_path: Path) -> None:
+    rows = "cf_path,fa_path,name\ncf/p0.png,fa/p0.png,Eye\ncf/p1.png,fa/p1.png,eye\n"
+    checked = check(write_folder(tmp_path / "set", {**pair_files(2), "list.csv": rows.encode()}))
+    assert len({pair.name.casefold() for pair in checked.pairs}) == 2
 
 
 def test_names_become_safe_and_stay_apart(tmp_path: Path) -> None:
