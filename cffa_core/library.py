@@ -31,6 +31,7 @@ from cffa_core.methods.dual_unet import DualUnet, read_card
 from cffa_core.methods.pair_sampler import NewPair, PairSampler
 from cffa_core.models import base as models_base
 from cffa_core.models.base import DTYPES, Base, Precision
+from cffa_core.recipes.generate import own_prompts
 from cffa_core.recipes.train import train_pairs
 from cffa_core.rng import pair_seed
 
@@ -81,20 +82,19 @@ class Model:
         ``initial_noise="rotated"``, ``guidance_scale=3.0``, ...); prompts default to those of the training, and
         ``resolution`` to its. Equals what a generation job with the same settings makes. Raises ``InvalidSpec``.
         """
-        trained = self.dual_unet.settings
-        prompts = {"cf_prompt": trained.cf_prompt, "fa_prompt": trained.fa_prompt}
         settings = _checked(
             GenerateSettings,
             count=count,
             seed=seed,
             batch_size=batch_size,
-            resolution=trained.resolution if resolution is None else resolution,
-            sampler=prompts | sampler,
+            resolution=self.dual_unet.settings.resolution if resolution is None else resolution,
+            sampler=sampler,
         )
         return self._draw(settings, on_progress)
 
     def _draw(self, settings: GenerateSettings, on_progress: OnProgress | None) -> Iterator[NewPair]:
-        sampler = PairSampler(self.dual_unet, settings.sampler, settings.resolution, settings.batch_size)
+        spec = own_prompts(settings.sampler, self.dual_unet)
+        sampler = PairSampler(self.dual_unet, spec, settings.resolution, settings.batch_size)
         for start in range(0, settings.count, settings.batch_size):
             indices = range(start, min(start + settings.batch_size, settings.count))
             yield from sampler.draw(indices, [pair_seed(settings.seed, i) for i in indices])

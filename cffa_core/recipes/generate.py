@@ -11,7 +11,7 @@ from typing import Any
 
 from cffa_core.errors import ModelUnavailable
 from cffa_core.jobs.context import JobContext
-from cffa_core.jobs.spec import GenerateSettings
+from cffa_core.jobs.spec import CF_PROMPT, FA_PROMPT, GenerateSettings, SamplerSpec
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.pair_sampler import PairSampler
 from cffa_core.models.base import load_base
@@ -26,7 +26,7 @@ def load_sampler(
     *,
     models_dir: Path | None = None,
 ) -> PairSampler:
-    """Load base and model once for all parts.
+    """Load base and model once for all parts. Default prompts stand for the prompts of the training.
 
     Raises ``ModelUnavailable`` if either is missing, they do not belong together, or the model knows one modality
     only; ``CorruptArtifact`` if the model's files are damaged; ``InvalidSpec`` for prompts the base cannot take.
@@ -35,7 +35,17 @@ def load_sampler(
     trained = DualUnet.load(model, loaded)
     if len(trained.modalities) != 2:
         raise ModelUnavailable(f"the model was trained on {trained.modalities[0]} alone; a pair needs cf and fa")
-    return PairSampler(trained, settings.sampler, settings.resolution, settings.batch_size)
+    return PairSampler(trained, own_prompts(settings.sampler, trained), settings.resolution, settings.batch_size)
+
+
+def own_prompts(sampler: SamplerSpec, model: DualUnet) -> SamplerSpec:
+    """Replace default prompts by those that the model was trained with: it knows no others."""
+    trained = {}
+    if sampler.cf_prompt == CF_PROMPT:
+        trained["cf_prompt"] = model.settings.cf_prompt
+    if sampler.fa_prompt == FA_PROMPT:
+        trained["fa_prompt"] = model.settings.fa_prompt
+    return sampler.model_copy(update=trained)
 
 
 def generate_part(

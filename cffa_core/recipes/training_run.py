@@ -145,10 +145,11 @@ class TrainingRun:
             self._save_model(self.files.best)
 
     def preview(self) -> None:
-        """Draw the preview pairs."""
+        """Draw the preview pairs, with the prompts of the training."""
         settings = self.settings
         batch = min(PREVIEW_BATCH, settings.preview_pairs)
-        sampler = PairSampler(self.model, settings.preview, settings.resolution, batch)
+        preview = settings.preview.model_copy(update={"cf_prompt": settings.cf_prompt, "fa_prompt": settings.fa_prompt})
+        sampler = PairSampler(self.model, preview, settings.resolution, batch)
 
         def on_step(done: int, total: int) -> None:
             self.context.progress("preview", done, total)

@@ -102,3 +102,13 @@ def test_what_the_base_cannot_take_is_refused_before_sampling(base: Base, model:
         load_sampler(settings_of(sampler=SamplerSpec(cf_prompt="x" * 200)), model, base.folder)
     with pytest.raises(ModelUnavailable, match="no base model folder"):
         load_sampler(settings_of(), model, Path("/no/such/base"))
+
+
+def test_default_prompts_stand_for_those_of_the_training(base: Base, tmp_path: Path) -> None:
+    settings = TrainSettings(lora=LoraSpec(rank=2), cf_prompt="a fundus", fa_prompt="an angiogram")
+    DualUnet(base, settings).save(tmp_path / "model", dataset_digest="d", validation=None)
+    sampler = load_sampler(settings_of(), tmp_path / "model", base.folder).sampler
+    assert (sampler.cf_prompt, sampler.fa_prompt) == ("a fundus", "an angiogram")
+    asked = settings_of(sampler=SamplerSpec(steps=2, fa_prompt="late phase"))
+    sampler = load_sampler(asked, tmp_path / "model", base.folder).sampler
+    assert (sampler.cf_prompt, sampler.fa_prompt) == ("a fundus", "late phase")
