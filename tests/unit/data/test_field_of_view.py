@@ -10,6 +10,7 @@ import pytest
 
 from cffa_core.data.field_of_view import field_of_view
 from cffa_core.data.ingest import check
+from cffa_core.data.phantom import make_phantom
 
 SIZE = 256
 
@@ -83,6 +84,13 @@ def test_large_images_are_found_at_a_smaller_size() -> None:
 def test_black_is_not_seen() -> None:
     assert not field_of_view(np.zeros((64, 64), np.uint8)).any()
     assert not field_of_view(np.zeros((64, 64, 3), np.uint8)).any()
+
+
+def test_procedural_pairs_know_their_field_of_view() -> None:
+    for seed in range(4):
+        made = make_phantom(seed, resolution=256)
+        assert overlap(field_of_view(made.cf), made.valid_cf > 0) > 0.98
+        assert overlap(field_of_view(made.fa), made.valid_fa > 0) > 0.98
 
 
 @pytest.mark.realdata
