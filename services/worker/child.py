@@ -6,10 +6,11 @@ the system's memory killer or a fault inside a native library, costs one attempt
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import traceback
 
-from cffa_core.errors import Cancelled, CffaError
+from cffa_core.errors import Cancelled, CffaError, StorageUnavailable
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_store
 from services.worker.channel import Channel, die_with_parent, take_over_standard_streams
@@ -37,10 +38,17 @@ def serve(channel: Channel) -> None:
         except CffaError as error:
             channel.send(_failed(error, executor, typed=error))
         except Exception as error:
-            channel.send(_failed(error, executor, typed=None))
-            raise
+            typed = StorageUnavailable(f"no space left: {error}") if _is_full(error) else None
+            channel.send(_failed(error, executor, typed=typed))
+            if typed is None:
+                raise
         del order, context
         order = channel.next_order()
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk of this machine is full: it fails no job, which waits for space or for another worker."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _failed(error: Exception, executor: Executor, typed: CffaError | None) -> Failed:

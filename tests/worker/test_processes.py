@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -18,6 +19,23 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def put_to_sleep(world: World, pid: int) -> None:
+    """Stop a process at a moment at which it does not hold SQLite's one write lock: that would stop everybody."""
+    for _ in range(100):
+        os.kill(pid, signal.SIGSTOP)
+        probe = sqlite3.connect(world.settings.home / "record.sqlite", isolation_level=None, timeout=0.2)
+        try:
+            probe.execute("BEGIN IMMEDIATE")
+            probe.execute("ROLLBACK")
+            return
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.05)
+        finally:
+            probe.close()
+    raise AssertionError("the worker never let go of the record")
 
 
 def test_sigterm_gives_the_unit_back_without_penalty_and_ends_with_0(world: World) -> None:
@@ -64,7 +82,7 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing(short_leases: Worl
     job = world.training(world.add_unread_dataset(), seed=int(Act.SLOW_FIRST_ATTEMPT))
     sleeper = world.start_worker(scripted())
     world.wait(lambda: world.job(job.id).progress.current > 0)
-    sleeper.send_signal(signal.SIGSTOP)
+    put_to_sleep(world, sleeper.pid)
     with world.worker_thread(scripted()):
         finished = world.wait_terminal(job.id)
     assert finished.state is JobState.SUCCEEDED
