@@ -108,6 +108,12 @@ class CffaClient:
         """One data set."""
         return self._get(f"/v1/datasets/{dataset_id}", Dataset)
 
+    def dataset_report(self, dataset_id: str) -> dict[str, Any]:
+        """What the check of a data set found: layout, each pair with its registration, warnings."""
+        response = self._sent(lambda: self._http.get(f"/v1/datasets/{dataset_id}/report"), repeatable=True)
+        report: dict[str, Any] = response.json()
+        return report
+
     def models(self) -> Iterator[Model]:
         """All models, newest first."""
         return self._pages("/v1/models", Model)

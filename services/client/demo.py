@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ Say = Callable[[str], None]
 OnProgress = Callable[[str, int, int], None]
 PHANTOMS = 24
 SHEET_ROWS = 16
+REGISTRATION = {
+    "given": "registered already",
+    "homography": "registered here by their landmarks",
+    "affine": "registered here by few landmarks",
+}
 
 
 class DemoFailed(CffaError):
@@ -107,16 +113,21 @@ def run_demo(plan: DemoPlan, say: Say, on_progress: OnProgress) -> dict[str, Any
     previous = signal.signal(signal.SIGTERM, _end)
     try:
         with servers, CffaClient(servers.url) as client:
-            servers.wait_ready()
-            say(f"      it is at {servers.url} while the demo runs")
-            _cancel_leftovers(client, say)
-            report = _work(plan, client, servers, data, out, say, on_progress)
+            try:
+                servers.wait_ready()
+                say(f"      it is at {servers.url} while the demo runs")
+                _cancel_leftovers(client, say)
+                report = _work(plan, client, servers, data, out, say, on_progress)
+            except (KeyboardInterrupt, SystemExit):
+                say("interrupted: stopping the service")
+                raise
     finally:
         signal.signal(signal.SIGTERM, previous)
     seconds = round(time.monotonic() - began, 1)
     say(f"      done in {seconds:.0f} s; the service is stopped")
     say(f"      look at it again with: cffa serve --home {out / 'home'}")
-    return {**report, "seconds": seconds, "url": report["url"]}
+    url = report.pop("url")
+    return {**report, "seconds": seconds, "url": url}
 
 
 def _work(
@@ -130,7 +141,12 @@ def _work(
 ) -> dict[str, Any]:
     say(f"[3/6] Uploading {data.name} over HTTP; the service checks every file")
     dataset = client.upload_dataset(data, on_bytes=lambda done, total: on_progress("uploading", done, total))
-    say(f"      data set {dataset.id}: {dataset.pairs} pairs were taken in")
+    found = client.dataset_report(dataset.id)
+    kinds = Counter(str(pair["registration"]) for pair in found["pairs"])
+    listed = ", ".join(f"{count} {REGISTRATION.get(kind, kind)}" for kind, count in kinds.items())
+    say(f"      data set {dataset.id}: {dataset.pairs} pairs were taken in ({listed})")
+    for warning in found["warnings"][:5]:
+        say(f"      note: {warning['pointer']}: {warning['message']}")
 
     say(f"[4/6] Training job: dual_unet on the base `{plan.base}`, {plan.steps} steps at {plan.resolution} px")
     training = client.submit_training(dataset.id, plan.training())
@@ -139,7 +155,11 @@ def _work(
     say(f"      model {model.id}")
 
     settings = plan.generation()
-    say(f"[5/6] Generation job: {plan.pairs} new pairs, {settings.parts} parts, {settings.sampler.scheduler}")
+    sampler = settings.sampler
+    say(
+        f"[5/6] Generation job: {plan.pairs} new pairs in {settings.parts} part(s), {sampler.steps} steps of "
+        f"{sampler.scheduler}, {sampler.initial_noise} initial noise"
+    )
     generation = client.submit_generation(model.id, settings)
     _follow(client, servers, generation, on_progress)
 

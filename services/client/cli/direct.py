@@ -28,7 +28,8 @@ def dataset_check(
     """Check a folder or zip as an upload would; names every problem of every file, takes nothing in."""
     from cffa_core.data.ingest import check
 
-    checked = check(path, eye_pattern=eye_pattern)
+    with progress_bars() as bars:
+        checked = check(path, eye_pattern=eye_pattern, on_progress=lambda done, total: bars("checking", done, total))
     if as_json:
         print_json(checked.report())
     else:

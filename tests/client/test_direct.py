@@ -1,0 +1,68 @@
+"""Training, generation and evaluation by the command line, without a service, on the micro base at 64 px."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from services.client.cli import app
+
+SMALL = ("--resolution", "64", "--steps", "2", "--device", "cpu")
+
+
+def run(models_dir: Path, *arguments: str | Path) -> Result:
+    environment = {"CFFA_MODELS_DIR": str(models_dir)}
+    return CliRunner(env=environment).invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def printed(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def model(models_dir: Path, pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model folder."""
+    out = tmp_path_factory.mktemp("run")
+    options = ("--base", "micro", "--preview-pairs", "0", "--rank", "2", "--out", out, "--json")
+    card = printed(run(models_dir, "train", pairs_folder, *SMALL, *options))
+    assert (card["step"], card["base"]["name"], card["settings"]["lora"]["rank"]) == (2, "micro", 2)
+    return out / "best_checkpoint"
+
+
+def test_pairs_and_their_sheet(models_dir: Path, model: Path, tmp_path: Path) -> None:
+    options = ("--count", "3", "--batch-size", "2", "--set", "part_size=2", "--out", tmp_path, "--json")
+    report = printed(run(models_dir, "generate", model, *SMALL, *options, "--sheet", tmp_path / "sheet.png"))
+    assert [pair["index"] for pair in report["pairs"]] == [0, 1, 2]
+    for pair in report["pairs"]:
+        with Image.open(tmp_path / pair["cf"]["name"]) as cf, Image.open(tmp_path / pair["fa"]["name"]) as fa:
+            assert (cf.size, cf.mode, fa.size, fa.mode) == ((64, 64), "RGB", (64, 64), "L")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cf", "fa", "sheet.png"]
+
+
+def test_alignment_of_pairs_against_a_reference(models_dir: Path, pairs_folder: Path, tmp_path: Path) -> None:
+    options = ("--reference", pairs_folder, "--out", tmp_path, "--json")
+    report = printed(run(models_dir, "evaluate", "alignment", pairs_folder, *options))
+    assert report["scores"]["ngf"]["true"]["value"] > report["scores"]["ngf"]["shuffled"]["value"]
+    assert json.loads((tmp_path / "alignment.json").read_text()) == report
+    table = run(models_dir, "evaluate", "alignment", pairs_folder).stdout
+    assert "ridge correlation" in table
+
+
+def test_alignment_of_a_model_draws_pairs_first(models_dir: Path, model: Path, tmp_path: Path) -> None:
+    options = ("--count", "2", "--steps", "1", "--device", "cpu", "--out", tmp_path, "--json")
+    report = printed(run(models_dir, "evaluate", "alignment", model, *options))
+    assert report["pairs"]["available"] == 2
+    assert len(list((tmp_path / "pairs" / "cf").iterdir())) == 2
+
+
+def test_a_folder_without_a_model_is_refused(models_dir: Path, tmp_path: Path) -> None:
+    result = run(models_dir, "generate", tmp_path, "--out", tmp_path / "out", *SMALL)
+    assert result.exit_code == 1
+    assert "model.json" in result.stderr
+    assert "Traceback" not in result.stderr
