@@ -37,7 +37,9 @@ def build_scheduler(kind: Scheduler, config: Mapping[str, Any], steps: int) -> A
     """Make the diffusers scheduler of ``kind`` on the base's noise schedule, set to ``steps``.
 
     DDIM (Song et al. 2021), PNDM (Liu et al. 2022, without the Runge-Kutta start), DPM-Solver++(2M) (Lu et al. 2022),
-    UniPC (Zhao et al. 2023), Euler (Karras et al. 2022, algorithm 1), DDPM (Ho et al. 2020).
+    UniPC (Zhao et al. 2023), Euler (Karras et al. 2022, algorithm 1), DDPM (Ho et al. 2020). Each keeps its own
+    spacing of the timesteps: a base's file states that of the scheduler it was saved with ("leading" would start
+    DPM-Solver++ at t = 951, where the noise is no longer pure). Only "trailing" is a property of the base.
     """
     classes: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
         Scheduler.DDIM: (DDIMScheduler, _LATENTS),
@@ -51,7 +53,10 @@ def build_scheduler(kind: Scheduler, config: Mapping[str, Any], steps: int) -> A
         Scheduler.DDPM: (DDPMScheduler, _LATENTS | {"variance_type": "fixed_small"}),
     }
     scheduler_class, fixed = classes[kind]
-    scheduler = scheduler_class.from_config({k: v for k, v in config.items() if not k.startswith("_")} | fixed)
+    kept = {k: v for k, v in config.items() if not k.startswith("_")}
+    if kept.get("timestep_spacing") != "trailing":
+        kept.pop("timestep_spacing", None)
+    scheduler = scheduler_class.from_config(kept | fixed)
     scheduler.set_timesteps(steps)
     return scheduler
 

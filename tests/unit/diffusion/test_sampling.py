@@ -53,6 +53,21 @@ def test_each_sampler_ends_where_diffusers_pipeline_ends(base: Base, kind: Sched
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_timesteps_start_at_noise_whatever_scheduler_the_base_was_saved_with() -> None:
+    saved = {"num_train_timesteps": 1000, "steps_offset": 1, "timestep_spacing": "leading"}
+    first = {kind: float(build_scheduler(kind, saved, 50).timesteps[0]) for kind in Scheduler}
+    assert first == {
+        Scheduler.DDIM: 981,
+        Scheduler.PNDM: 981,
+        Scheduler.DDPM: 981,
+        Scheduler.DPM: 999,
+        Scheduler.UNIPC: 999,
+        Scheduler.EULER: 999,
+    }
+    trailing = saved | {"timestep_spacing": "trailing"}
+    assert float(build_scheduler(Scheduler.DDIM, trailing, 50).timesteps[0]) == 999
+
+
 @pytest.mark.parametrize("steps", [4, 50])
 def test_the_ancestral_step_is_diffusers_step_with_the_same_noise(base: Base, steps: int) -> None:
     scheduler = build_scheduler(Scheduler.DDPM, base.scheduler_config, steps)

@@ -138,3 +138,23 @@ def test_logvar_shift_is_the_square_of_the_scale(base: Base) -> None:
     images = torch.zeros(1, 3, 64, 64)
     shift = base.encode_images(images)[1] - base.vae.encode(images).latent_dist.logvar
     assert shift.mean().item() == pytest.approx(math.log(0.18215**2), rel=1e-5)
+
+
+def test_the_key_names_of_sd15_s_files_are_understood(base: Base, base_folder: Path, tmp_path: Path) -> None:
+    """SD 1.5's files are older than the classes: other names in the VAE's attention, a prefix in the text encoder."""
+    from safetensors.torch import load_file, save_file
+
+    old = shutil.copytree(base_folder, tmp_path / "old")
+    vae, text = old / "vae/diffusion_pytorch_model.safetensors", old / "text_encoder/model.safetensors"
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(vae)
+    for new, was in names.items():
+        weights = {k.replace(new, was) if "attentions" in k else k: v for k, v in weights.items()}
+    save_file(weights, vae, {"format": "pt"})
+    prefixed = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(text).items()}
+    positions = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    save_file(prefixed | positions, text, {"format": "pt"})
+    found = load_base(old)
+    images = torch.zeros(1, 3, 64, 64)
+    assert torch.equal(found.encode_prompts(["disc"]), base.encode_prompts(["disc"]))
+    assert torch.equal(found.encode_images(images)[0], base.encode_images(images)[0])
