@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Registration = Literal["given", "homography", "affine"]
-Layout = Literal["folders", "cases", "csv", "checked", "unknown"]
+Layout = Literal["folders", "cases", "csv", "unknown"]
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -1,7 +1,7 @@
 """From a folder or zip that somebody sent to a checked data set: every problem named at once, nothing extracted.
 
 The work is split: ``sources`` streams members, ``layouts`` finds pairs among their names, ``decoding`` decodes images
-in a limited child, ``registration`` warps FA onto CF, ``field_of_view`` finds valid regions, ``dataset_folder`` writes.
+in a limited child, ``pair_check`` registers a pair and finds its valid regions, ``dataset_folder`` writes.
 Nothing here knows torch, HTTP or the object store.
 """
 
@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from cffa_core.data import dataset_folder
 from cffa_core.data.contracts import Bytes, CheckedPair, Layout, Limits, Mask, PairImages, Registration
 from cffa_core.data.decoding import Decoder, Refused
-from cffa_core.data.field_of_view import field_of_view
 from cffa_core.data.layouts import Candidate, Found, find_pairs
-from cffa_core.data.registration import BadLandmarks, Points, fit, parse_points, warp
+from cffa_core.data.pair_check import PairCheck
 from cffa_core.data.sources import Source, open_source, printable, read_text
 from cffa_core.errors import InvalidDataset, Problem
 
@@ -29,16 +27,6 @@ __all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registra
 
 MIN_PAIRS = 2
 KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writing it does not decode them again
-NOTES = {
-    "palette": "stored with a palette; its colours are used",
-    "alpha": "has a transparent channel; what is transparent counts as not seen",
-    "sixteen_bit": "16 bits per pixel; scaled to 8",
-    "multi_page": "more than one page; the first is used",
-    "grey_cf": "the CF has no colour; its grey is used for all three channels",
-    "colour_fa": "the FA has colour; its luminance is used",
-    "no_overlap": "CF and FA saw no common area; the pair carries no alignment",
-    "few_good_points": "fewer than half of the landmarks agree with the registration",
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ class Checked:
         changed = f"{self.source} changed while it was read"
         with open_source(self.source, self.limits) as source, Decoder(self.limits) as decoder:
             for pair, candidate in zip(self.pairs, self.candidates, strict=True):
-                made, problems = _PairCheck(source, decoder, candidate, self.limits).run()
+                made, problems = PairCheck(source, decoder, candidate, self.limits).run()
                 if made is None:
                     raise InvalidDataset(changed, problems=tuple(problems))
                 digest.add(pair, made[1])
@@ -129,7 +117,7 @@ def check(
         found = _find(opened, limits)
         eyes = _eyes(found, decoder, eye_pattern)
         for index, candidate in enumerate(found.candidates):
-            made, problems = _PairCheck(opened, decoder, candidate, limits, found.warnings).run()
+            made, problems = PairCheck(opened, decoder, candidate, limits, found.warnings).run()
             found.problems += problems
             if made is not None:
                 pair = dataset_folder.with_eye(made[0], eyes[candidate.name])
@@ -224,129 +212,6 @@ def _eyes(found: Found, decoder: Decoder, pattern: str | None) -> dict[str, str]
 def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
     """Each finding once, in order of file."""
     return tuple(sorted(set(problems), key=lambda problem: (problem.pointer, problem.code, problem.message)))
-
-
-class _PairCheck:
-    """The way of one candidate: read, decode, register, find the valid regions; all of its problems, not the first."""
-
-    def __init__(
-        self,
-        source: Source,
-        decoder: Decoder,
-        candidate: Candidate,
-        limits: Limits,
-        warnings: list[Problem] | None = None,
-    ) -> None:
-        self._source = source
-        self._decoder = decoder
-        self._candidate = candidate
-        self._limits = limits
-        self._warnings = warnings if warnings is not None else []
-        self._problems: list[Problem] = []
-
-    def run(self) -> tuple[tuple[CheckedPair, PairImages] | None, list[Problem]]:
-        """The pair and its pixels, or None and what is wrong with it."""
-        candidate = self._candidate
-        cf = self._decode(candidate.cf)
-        fa = self._decode(candidate.fa)
-        points = self._landmarks()
-        if cf is None or fa is None or self._problems:
-            return None, self._problems
-        cf = self._as_colour(cf)
-        fa = self._as_grey(fa)
-        if points is not None:
-            made = self._registered(cf, fa, *points)
-        elif cf.shape[:2] != fa.shape[:2]:
-            sizes = f"CF is {cf.shape[1]}x{cf.shape[0]}, FA {fa.shape[1]}x{fa.shape[0]} pixels"
-            self._problem(candidate.fa, "size_mismatch", f"{sizes}; register the pair or add landmarks for both")
-            return None, self._problems
-        else:
-            made = self._made(PairImages(cf, fa, field_of_view(cf), field_of_view(fa)), "given", None)
-        return made, self._problems
-
-    def _problem(self, pointer: str, code: str, message: str) -> None:
-        self._problems.append(Problem(pointer, code, message))
-
-    def _note(self, pointer: str, code: str) -> None:
-        self._warnings.append(Problem(pointer, code, NOTES[code]))
-
-    def _decode(self, name: str) -> Bytes | None:
-        data = self._source.read(name)
-        if isinstance(data, Problem):
-            self._problems.append(data)
-            return None
-        decoded = self._decoder.decode(data)
-        if isinstance(decoded, Refused):
-            self._problem(name, decoded.code, decoded.message)
-            return None
-        for note in decoded.notes:
-            self._note(name, note)
-        return decoded.pixels
-
-    def _as_colour(self, cf: Bytes) -> Bytes:
-        grey = cf.ndim == 2
-        if grey or (np.array_equal(cf[..., 0], cf[..., 1]) and np.array_equal(cf[..., 0], cf[..., 2])):
-            self._note(self._candidate.cf, "grey_cf")
-        return np.repeat(cf[..., None], 3, axis=2) if grey else cf
-
-    def _as_grey(self, fa: Bytes) -> Bytes:
-        if fa.ndim == 2:
-            return fa
-        if not (np.array_equal(fa[..., 0], fa[..., 1]) and np.array_equal(fa[..., 0], fa[..., 2])):
-            self._note(self._candidate.fa, "colour_fa")
-        return np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY))
-
-    def _landmarks(self) -> tuple[Points, Points] | None:
-        """Points of CF and FA; None if the pair has none (or a problem with them)."""
-        names = (self._candidate.cf_points, self._candidate.fa_points)
-        if names == (None, None):
-            return None
-        if None in names:
-            self._problem(names[0] or names[1] or "", "bad_landmarks", "landmarks of only one of the two images")
-            return None
-        parsed = [points for name in names if name and (points := self._points(name)) is not None]
-        return (parsed[0], parsed[1]) if len(parsed) == 2 else None
-
-    def _points(self, name: str) -> Points | None:
-        text = read_text(self._source, name, self._limits)
-        if isinstance(text, Problem):
-            self._problems.append(text)
-            return None
-        try:
-            return parse_points(text)
-        except BadLandmarks as error:
-            self._problem(name, "bad_landmarks", str(error))
-            return None
-
-    def _registered(
-        self, cf: Bytes, fa: Bytes, cf_points: Points, fa_points: Points
-    ) -> tuple[CheckedPair, PairImages] | None:
-        pointer = self._candidate.fa_points or self._candidate.fa
-        try:
-            transform = fit(fa_points, cf_points, (fa.shape[1], fa.shape[0]))
-        except BadLandmarks as error:
-            self._problem(pointer, "bad_landmarks", str(error))
-            return None
-        if 2 * transform.good < transform.total:
-            self._note(pointer, "few_good_points")
-        warped, seen = warp(fa, field_of_view(fa), transform, (cf.shape[1], cf.shape[0]))
-        images = PairImages(cf, warped, field_of_view(cf), seen)
-        return self._made(images, transform.kind, transform.residual_px)
-
-    def _made(
-        self, images: PairImages, registration: Registration, residual: float | None
-    ) -> tuple[CheckedPair, PairImages] | None:
-        for pointer, valid in ((self._candidate.cf, images.valid_cf), (self._candidate.fa, images.valid_fa)):
-            if not valid.any():
-                self._problem(pointer, "black", "the image is black throughout")
-        if self._problems:
-            return None
-        if not (images.valid_cf & images.valid_fa).any():
-            self._note(self._candidate.fa, "no_overlap")
-        name = self._candidate.name
-        height, width = images.fa.shape
-        residual = None if residual is None else round(residual, 4)
-        return CheckedPair(name, name, width, height, registration, residual), images
 
 
 class _Digest:

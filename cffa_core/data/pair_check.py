@@ -1,0 +1,151 @@
+"""The check of one pair: read, decode, register, find the valid regions; all of its problems, not the first.
+
+Which files are a pair was decided by ``layouts``; what becomes of the pair is the business of ``ingest``.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from cffa_core.data.contracts import Bytes, CheckedPair, Limits, PairImages, Registration
+from cffa_core.data.decoding import Decoder, Refused
+from cffa_core.data.field_of_view import field_of_view
+from cffa_core.data.layouts import Candidate
+from cffa_core.data.registration import BadLandmarks, Points, fit, parse_points, warp
+from cffa_core.data.sources import Source, read_text
+from cffa_core.errors import Problem
+
+NOTES = {
+    "palette": "stored with a palette; its colours are used",
+    "alpha": "has a transparent channel; what is transparent counts as not seen",
+    "sixteen_bit": "16 bits per pixel; scaled to 8",
+    "multi_page": "more than one page; the first is used",
+    "grey_cf": "the CF has no colour; its grey is used for all three channels",
+    "colour_fa": "the FA has colour; its luminance is used",
+    "no_overlap": "CF and FA saw no common area; the pair carries no alignment",
+    "few_good_points": "fewer than half of the landmarks agree with the registration",
+}
+
+
+class PairCheck:
+    """One candidate on its way to a checked pair; ``warnings`` is added to."""
+
+    def __init__(
+        self,
+        source: Source,
+        decoder: Decoder,
+        candidate: Candidate,
+        limits: Limits,
+        warnings: list[Problem] | None = None,
+    ) -> None:
+        self._source = source
+        self._decoder = decoder
+        self._candidate = candidate
+        self._limits = limits
+        self._warnings = warnings if warnings is not None else []
+        self._problems: list[Problem] = []
+
+    def run(self) -> tuple[tuple[CheckedPair, PairImages] | None, list[Problem]]:
+        """The pair and its pixels, or None and what is wrong with it."""
+        candidate = self._candidate
+        cf = self._decode(candidate.cf)
+        fa = self._decode(candidate.fa)
+        points = self._landmarks()
+        if cf is None or fa is None or self._problems:
+            return None, self._problems
+        cf = self._as_colour(cf)
+        fa = self._as_grey(fa)
+        if points is not None:
+            made = self._registered(cf, fa, *points)
+        elif cf.shape[:2] != fa.shape[:2]:
+            sizes = f"CF is {cf.shape[1]}x{cf.shape[0]}, FA {fa.shape[1]}x{fa.shape[0]} pixels"
+            self._problem(candidate.fa, "size_mismatch", f"{sizes}; register the pair or add landmarks for both")
+            return None, self._problems
+        else:
+            made = self._made(PairImages(cf, fa, field_of_view(cf), field_of_view(fa)), "given", None)
+        return made, self._problems
+
+    def _problem(self, pointer: str, code: str, message: str) -> None:
+        self._problems.append(Problem(pointer, code, message))
+
+    def _note(self, pointer: str, code: str) -> None:
+        self._warnings.append(Problem(pointer, code, NOTES[code]))
+
+    def _decode(self, name: str) -> Bytes | None:
+        data = self._source.read(name)
+        if isinstance(data, Problem):
+            self._problems.append(data)
+            return None
+        decoded = self._decoder.decode(data)
+        if isinstance(decoded, Refused):
+            self._problem(name, decoded.code, decoded.message)
+            return None
+        for note in decoded.notes:
+            self._note(name, note)
+        return decoded.pixels
+
+    def _as_colour(self, cf: Bytes) -> Bytes:
+        grey = cf.ndim == 2
+        if grey or (np.array_equal(cf[..., 0], cf[..., 1]) and np.array_equal(cf[..., 0], cf[..., 2])):
+            self._note(self._candidate.cf, "grey_cf")
+        return np.repeat(cf[..., None], 3, axis=2) if grey else cf
+
+    def _as_grey(self, fa: Bytes) -> Bytes:
+        if fa.ndim == 2:
+            return fa
+        if not (np.array_equal(fa[..., 0], fa[..., 1]) and np.array_equal(fa[..., 0], fa[..., 2])):
+            self._note(self._candidate.fa, "colour_fa")
+        return np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY))
+
+    def _landmarks(self) -> tuple[Points, Points] | None:
+        """Points of CF and FA; None if the pair has none (or a problem with them)."""
+        names = (self._candidate.cf_points, self._candidate.fa_points)
+        if names == (None, None):
+            return None
+        if None in names:
+            self._problem(names[0] or names[1] or "", "bad_landmarks", "landmarks of only one of the two images")
+            return None
+        parsed = [points for name in names if name and (points := self._points(name)) is not None]
+        return (parsed[0], parsed[1]) if len(parsed) == 2 else None
+
+    def _points(self, name: str) -> Points | None:
+        text = read_text(self._source, name, self._limits)
+        if isinstance(text, Problem):
+            self._problems.append(text)
+            return None
+        try:
+            return parse_points(text)
+        except BadLandmarks as error:
+            self._problem(name, "bad_landmarks", str(error))
+            return None
+
+    def _registered(
+        self, cf: Bytes, fa: Bytes, cf_points: Points, fa_points: Points
+    ) -> tuple[CheckedPair, PairImages] | None:
+        pointer = self._candidate.fa_points or self._candidate.fa
+        try:
+            transform = fit(fa_points, cf_points, (fa.shape[1], fa.shape[0]))
+        except BadLandmarks as error:
+            self._problem(pointer, "bad_landmarks", str(error))
+            return None
+        if 2 * transform.good < transform.total:
+            self._note(pointer, "few_good_points")
+        warped, seen = warp(fa, field_of_view(fa), transform, (cf.shape[1], cf.shape[0]))
+        images = PairImages(cf, warped, field_of_view(cf), seen)
+        return self._made(images, transform.kind, transform.residual_px)
+
+    def _made(
+        self, images: PairImages, registration: Registration, residual: float | None
+    ) -> tuple[CheckedPair, PairImages] | None:
+        for pointer, valid in ((self._candidate.cf, images.valid_cf), (self._candidate.fa, images.valid_fa)):
+            if not valid.any():
+                self._problem(pointer, "black", "the image is black throughout")
+        if self._problems:
+            return None
+        if not (images.valid_cf & images.valid_fa).any():
+            self._note(self._candidate.fa, "no_overlap")
+        name = self._candidate.name
+        height, width = images.fa.shape
+        residual = None if residual is None else round(residual, 4)
+        return CheckedPair(name, name, width, height, registration, residual), images
