@@ -19,9 +19,9 @@ from cffa_core.jobs.state import JobState, UnitState
 def release(connection: sa.Connection, held: Claim, reason: str | None = None) -> None:
     """See :meth:`JobStore.release`."""
     job, unit = take_claimed(connection, held)
-    back = job.free(unit.id) is UnitState.QUEUED
+    job.free(unit.id)
     job.note("released", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason)
-    if back and reason is not None:
+    if reason is not None and not job.over:
         job.set(reason=reason)
     job.settle()
     job.save()
@@ -42,9 +42,9 @@ def crashed(
     between = unit.crashes_since_result + 1
     job.note("crashed", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason, detail=detail)
     counts = {"crashes": crashes, "crashes_since_result": between}
-    alive = job.over or (crashes < max_crashes and between < max_between)
-    if alive:
-        alive = job.free(unit.id, **counts) is UnitState.QUEUED
+    alive = not job.over and crashes < max_crashes and between < max_between
+    if alive or job.over:
+        job.free(unit.id, **counts)
         if alive:
             job.set(reason=reason)
         job.settle()
@@ -104,7 +104,8 @@ def expire(connection: sa.Connection, job_id: str, max_expiries: int) -> int:
             message = f"{expiries} workers in a row were lost while working on it"
             _end_unit(job, unit, "worker_lost", message, {"expiries": expiries})
         else:
-            if job.free(unit.id, expiries=expiries) is UnitState.QUEUED:
+            job.free(unit.id, expiries=expiries)
+            if not job.over:
                 job.set(reason="worker_lost")
     job.settle()
     if late or job.state is not before:

@@ -96,15 +96,13 @@ class LockedJob:
             self.connection.execute(events.insert(), self._notes)
             self._notes = []
 
-    def free(self, unit_id: str, **values: Any) -> UnitState:
-        """End the claim on a unit that may be worked on again; it rests until then, or for good if the job is over."""
-        state = UnitState.CANCELED if self.over else UnitState.QUEUED
+    def free(self, unit_id: str, **values: Any) -> None:
+        """End the claim on a unit: it waits for the next one, unless :meth:`settle` withdraws it with its job."""
         self.connection.execute(
             units.update()
             .where(units.c.id == unit_id)
-            .values(state=state.value, worker_id=None, lease_expires_at=None, **values)
+            .values(state=UnitState.QUEUED.value, worker_id=None, lease_expires_at=None, **values)
         )
-        return state
 
 
 def take_claimed(connection: sa.Connection, claim: Claim) -> tuple[LockedJob, sa.Row[Any]]:

@@ -165,8 +165,10 @@ def test_generation_counts_pairs_and_finalizes_after_the_last_part(store: JobSto
     claims = [claimed(store, f"w{index}") for index in range(3)]
     assert [claim.index for claim in claims] == [0, 1, 2]
     assert store.claim("w9", list(Kind), lease_seconds=30.0) is None
-    for claim in reversed(claims):
-        after = commit_part(store, claim)
+    for claim in reversed(claims[1:]):
+        assert commit_part(store, claim).state is JobState.RUNNING
+        assert store.claim("w9", list(Kind), lease_seconds=30.0) is None
+    after = commit_part(store, claims[0])
     assert (after.state, after.counts.generated) == (JobState.FINALIZING, 12)
     done = store.commit(claimed(store), files("jobs/x/archive.zip"), {}, job_result={"pairs": 12})
     assert (done.state, done.result) == (JobState.SUCCEEDED, {"pairs": 12})
@@ -334,6 +336,17 @@ def test_queue_positions_follow_the_turns_of_owners(store: JobStore) -> None:
     assert sorted(position or 0 for position in positions.values()) == [1, 2, 3, 4, 5]
     assert served == [urgent, other, *mine]
     assert store.get_job(OWNER, mine[0]).queue_position is None
+
+
+def test_nothing_of_a_job_that_is_over_waits(store: JobStore) -> None:
+    model_id = trained_model(store)
+    canceled, failed = generation_job(store, model_id, parts=3), generation_job(store, model_id, parts=3)
+    store.cancel_job(OWNER, canceled.id)
+    busy, bad = claimed(store), claimed(store)
+    assert (busy.job_id, bad.job_id) == (failed.id, failed.id)
+    store.fail(bad, "internal", "x")
+    store.release(busy)
+    assert store.queue_summary()[Kind.GENERATION] == QueueCounts()
 
 
 def test_the_queue_summary_counts_jobs_and_units(store: JobStore) -> None:

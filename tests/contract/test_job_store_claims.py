@@ -71,6 +71,15 @@ def test_a_lost_workers_unit_returns_and_its_late_commit_changes_nothing(store: 
     assert store.get_job(OWNER, job.id).counts.generated == 4
 
 
+def test_a_sweep_frees_only_the_leases_that_ran_out(store: JobStore) -> None:
+    generation_job(store, trained_model(store), parts=2)
+    late, busy = claimed(store), claimed(store)
+    expire(store, late)
+    assert store.sweep() == 1
+    assert store.renew(busy, LEASE) == "continue"
+    assert claimed(store).unit_id == late.unit_id
+
+
 def test_a_late_worker_keeps_its_unit_until_somebody_swept_it(store: JobStore) -> None:
     training_job(store)
     claim = claimed(store)
