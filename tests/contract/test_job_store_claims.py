@@ -320,6 +320,16 @@ def test_a_failure_during_cancelling_ends_in_canceled(store: JobStore) -> None:
     assert (found.state, found.error) == (JobState.CANCELED, None)
 
 
+def test_a_crash_during_cancelling_ends_in_canceled(store: JobStore) -> None:
+    job = training_job(store)
+    claim = claimed(store)
+    store.cancel_job(OWNER, job.id)
+    assert not store.crashed(claim, "signal 9", made_progress=False)
+    found = store.get_job(OWNER, job.id)
+    assert (found.state, found.reason) == (JobState.CANCELED, None)
+    assert "failed" not in [event.type for event in store.events(OWNER, job.id)]
+
+
 def test_work_on_a_deleted_job_is_lost(store: JobStore) -> None:
     job = training_job(store)
     claim = claimed(store)
