@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The micro models are too small for two threads: on a busy machine these only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
