@@ -45,7 +45,8 @@ def job_progress(
 
     Generation counts pairs: committed ones plus the finished share of parts in hand; its rate is that of committed
     parts (``busy_seconds`` of one worker for ``generated`` pairs), before the first one that of the parts in hand,
-    times the live workers. Training counts what its unit reports.
+    times the live workers. Training shows the stage its unit reports; time left is known only for the stage that
+    counts the steps of the spec, since a validation or a preview says nothing about the rest.
     """
     if isinstance(spec, GenerationSpec):
         return _generation(spec, state, generated, busy_seconds, work)
@@ -54,10 +55,11 @@ def job_progress(
     unit = work[0] if work else None
     if unit is None or unit.total <= 0:
         return Progress(state.value, 0, spec.steps, None)
+    counts_steps = unit.total == spec.steps
     if not (unit.live and unit.stage):
-        return Progress(state.value, unit.current, unit.total, None)
+        return Progress(state.value, unit.current if counts_steps else 0, spec.steps, None)
     step = unit.seconds_per_step
-    eta = step * max(0, unit.total - unit.current) if step is not None else None
+    eta = step * max(0, unit.total - unit.current) if counts_steps and step is not None else None
     return Progress(unit.stage, unit.current, unit.total, eta)
 
 

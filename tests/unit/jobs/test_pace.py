@@ -35,6 +35,13 @@ def test_no_time_is_promised_before_a_rate_was_measured(unit: UnitPace) -> None:
     assert job_progress(TRAINING, JobState.RUNNING, 0, 0.0, [unit]).eta_seconds is None
 
 
+def test_a_stage_beside_training_is_shown_without_a_time_for_the_whole() -> None:
+    unit = pace(stage="validation", current=4, total=12, pace_from=0, pace_since=1000.0, reported_at=1060.0)
+    assert job_progress(TRAINING, JobState.RUNNING, 0, 0.0, [unit]) == Progress("validation", 4, 12, None)
+    waiting = pace(live=False, stage="validation", current=4, total=12)
+    assert job_progress(TRAINING, JobState.PAUSED, 0, 0.0, [waiting]) == Progress("paused", 0, 100, None)
+
+
 def test_training_that_waits_again_keeps_how_far_it_got() -> None:
     unit = pace(live=False, stage="training", current=40, total=100, pace_since=1.0, reported_at=2.0)
     assert job_progress(TRAINING, JobState.PAUSED, 0, 0.0, [unit]) == Progress("paused", 40, 100, None)
