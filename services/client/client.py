@@ -48,6 +48,8 @@ class CffaClient:
         self._http = httpx.Client(
             base_url=base_url, headers=headers, timeout=timeout, transport=transport, follow_redirects=True
         )
+        # Signed links carry their own permission; the key is not for whoever serves them.
+        self._signed = httpx.Client(base_url=base_url, timeout=timeout, transport=transport, follow_redirects=True)
         self._retries = retries
         self._answered = False
 
@@ -59,6 +61,7 @@ class CffaClient:
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
+        self._signed.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,7 +227,7 @@ class CffaClient:
             target = target / archive.filename
         addresses = iter([archive.url])
         download.fetch(
-            self._http,
+            self._signed,
             lambda: next(addresses, None) or self._archive(job_id, part).url,
             target,
             sha256=archive.sha256,

@@ -80,12 +80,12 @@ class DemoPlan:
         )
 
     def generation(self) -> GenerateSettings:
-        """Parts of four pairs, so that the first archive is there before the last pair."""
+        """At most eight parts, of four pairs or more: the first archive is there before the last pair."""
         return GenerateSettings(
             count=self.pairs,
             resolution=self.resolution,
             batch_size=min(4, self.pairs),
-            part_size=4,
+            part_size=max(4, -(-self.pairs // 8)),
             sampler=SamplerSpec(scheduler=Scheduler.DPM, steps=self.sampler_steps, initial_noise="shared"),
             seed=self.seed,
         )

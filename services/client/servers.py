@@ -183,10 +183,15 @@ class Servers:
         self._watcher.start()
 
     def wait_ready(self, timeout: float = 60.0) -> None:
-        """Return when the API answers ``/readyz``; raises :class:`ServerDied` after ``timeout`` s or three deaths."""
+        """Return when the API answers ``/readyz`` (or on :meth:`interrupt`).
+
+        Raises :class:`ServerDied` after ``timeout`` seconds or three deaths.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             self.check()
+            if self.interrupted:
+                return
             if self.children[0].deaths >= 3:
                 break
             try:
@@ -209,6 +214,11 @@ class Servers:
     def interrupt(self) -> None:
         """Make :meth:`wait` return; safe inside a signal handler."""
         self._stopping.set()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether :meth:`interrupt` or :meth:`stop` was called, or a child was given up."""
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """End all children: SIGTERM, a grace period, then SIGKILL; returns when they are gone."""

@@ -45,7 +45,7 @@ def start(models_dir: Path, *arguments: str | Path) -> subprocess.Popen[str]:
 def test_the_last_line_says_what_was_made(models_dir: Path, pairs_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     running = start(models_dir, "--data", pairs_folder, "--steps", "2", "--out", out)
-    printed, said = running.communicate(timeout=180)
+    printed, said = running.communicate(timeout=280)
     assert running.returncode == 0, said
     report = json.loads(printed.splitlines()[-1])
     assert list(report) == ["pairs", "archive", "sha256", "contact_sheet", "seconds", "url"]
@@ -63,7 +63,7 @@ def test_the_last_line_says_what_was_made(models_dir: Path, pairs_folder: Path, 
 def test_an_interrupted_demo_stops_what_it_started(models_dir: Path, pairs_folder: Path, tmp_path: Path) -> None:
     running = start(models_dir, "--data", pairs_folder, "--steps", "100000", "--out", tmp_path)
     assert running.stderr is not None
-    watchdog = threading.Timer(60, running.kill)
+    watchdog = threading.Timer(150, running.kill)
     watchdog.start()
     said = ""
     for line in running.stderr:

@@ -126,6 +126,27 @@ def test_a_bad_upload_names_every_file(
     assert "b.png" in refused.stderr
 
 
+class Records(httpx.HTTPTransport):
+    """Notes which paths were asked with a key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keyed: dict[str, bool] = {}
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.keyed[request.url.path.split("/")[2]] = "authorization" in request.headers
+        return super().handle_request(request)
+
+
+def test_the_key_goes_to_the_api_and_not_to_signed_links(
+    service: Servers, generation: dict[str, Any], tmp_path: Path
+) -> None:
+    transport = Records()
+    with CffaClient(service.url, api_key="secret", transport=transport) as client:
+        client.download_archive(generation["id"], tmp_path)
+    assert transport.keyed == {"jobs": True, "blobs": False}
+
+
 class BreaksOnce(httpx.HTTPTransport):
     """Delivers the first post, then loses its answer."""
 

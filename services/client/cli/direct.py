@@ -116,7 +116,7 @@ def train(
 
     places = options.settings()
     with progress_bars() as bars:
-        context = FolderContext(out, bars)
+        context = FolderContext(out, lambda stage, done, total: bars(f"train: {stage}", done, total))
         model = run_training(
             settings, data, settings.base, out, context, device=options.device(device), models_dir=places.models_dir
         )
@@ -185,7 +185,7 @@ def draw_pairs(
         sampler = load_sampler(settings, model, where, options.device(device), models_dir=places.models_dir)
         bars("loading the model", 1, 1)
         for part in range(settings.parts):
-            label = f"part {part + 1} of {settings.parts}"
+            label = f"generate: part {part + 1} of {settings.parts}"
             context = FolderContext(out, lambda stage, done, total, label=label: bars(label, done, total))  # type: ignore[misc]
             shutil.rmtree(staging, ignore_errors=True)
             report = generate_part(sampler, settings, part, staging, context)

@@ -40,7 +40,9 @@ def serve(
         signal.signal(number, lambda *_: servers.interrupt())
     with servers:
         servers.wait_ready()
-        err().print(f"CFFA is at {servers.url} (home: {servers.home}); stop it with Ctrl-C", style="bold", markup=False)
+        if not servers.interrupted:
+            where = f"CFFA is at {servers.url} (home: {servers.home}); stop it with Ctrl-C"
+            err().print(where, style="bold", markup=False, soft_wrap=True)
         servers.wait()
         say("stopping")
 
@@ -60,6 +62,9 @@ def demo(
     """The main job, end to end: data set, training job, generation job, verified archive, contact sheet."""
     from services.client.demo import DemoPlan, print_report, run_demo
 
+    # What can never run is named now, not by a job five minutes later.
+    options.train_settings(None, None, base=base, resolution=resolution, steps=steps, seed=seed)
+    options.settings()
     plan = DemoPlan(
         data=data, out=out, port=port, pairs=pairs, resolution=resolution, base=base, steps=steps, seed=seed
     )

@@ -238,11 +238,11 @@ def follow(client: CffaClient, job_id: str) -> Job:
         for job in client.watch(job_id):
             if job.state != state:
                 state = job.state
-                place = f", {job.queue_position} before it" if job.queue_position else ""
+                place = f", place {job.queue_position} in the queue" if job.queue_position else ""
                 say(f"{job.id}: {state}{place}")
             progress = job.progress
             if progress.total:
-                bars(progress.stage, progress.current, progress.total)
+                bars(f"{job.kind}: {progress.stage}", progress.current, progress.total)
     return job
 
 

@@ -69,7 +69,7 @@ def base_build(
             seed=seed,
             work=place,
             resume=resume,
-            on_progress=lambda stage, done, total, loss: bars(stage, done, total),
+            on_progress=lambda stage, done, total, loss: bars(f"build: {stage}", done, total),
         )
     typer.echo(str(out))
 

@@ -96,9 +96,10 @@ class TypedErrors(TyperGroup):
 
 @contextmanager
 def progress_bars() -> Iterator[OnProgress]:
-    """Yield a callback ``(stage, current, total)`` that draws one bar per stage on standard error.
+    """Yield a callback ``(stage, current, total)`` that draws bars on standard error.
 
-    Without a terminal it says each stage once, when it begins and when it ends.
+    Stages named alike up to a colon (``training: encoding``, ``training: validation``) share one bar; the newest bar
+    is the one shown. Without a terminal each stage says where it is at every quarter.
     """
     from rich.progress import (
         BarColumn,
@@ -114,7 +115,7 @@ def progress_bars() -> Iterator[OnProgress]:
         yield _lines(console)
         return
     columns = (
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<28}"),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -124,9 +125,12 @@ def progress_bars() -> Iterator[OnProgress]:
         tasks: dict[str, Any] = {}
 
         def on_progress(stage: str, current: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=current, total=total)
+            bar = stage.partition(":")[0]
+            if bar not in tasks:
+                for done in tasks.values():
+                    bars.update(done, visible=False)
+                tasks[bar] = bars.add_task(stage, total=total)
+            bars.update(tasks[bar], description=stage, completed=current, total=total)
 
         yield on_progress
 
