@@ -162,6 +162,18 @@ def test_resume_on_another_machine_with_everything_on(base: Base, dataset: Path,
     assert contents(second) == contents(whole)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_resume_in_half_precision(base: Base, dataset: Path, tmp_path: Path, precision: str) -> None:
+    settings = settings_of(precision=precision, steps=4, validate_every=4, preview_pairs=0)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run_training(settings, dataset, base.folder, whole, FolderContext(whole))
+    stop = StoppingContext(stopped, lambda stage, current: (stage, current) == ("training", 3))
+    with pytest.raises(Cancelled):
+        run_training(settings, dataset, base.folder, stopped, stop)
+    run_training(settings, dataset, base.folder, stopped, FolderContext(stopped))
+    assert contents(stopped) == contents(whole)
+
+
 def test_a_finished_run_is_not_run_again(base: Base, dataset: Path, run: Path, tmp_path: Path) -> None:
     out = shutil.copytree(run, tmp_path / "out")
     context = FolderContext(out)
