@@ -6,6 +6,7 @@ an ``Idempotency-Key`` minted once per call, so a repeated post makes no second 
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,9 @@ from cffa_core.errors import NotFound
 from cffa_core.jobs.spec import GenerateSettings, Kind, TrainSettings
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
-from services.client.problems import ServiceUnreachable, from_response
+from services.client.problems import ServiceUnreachable
 from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Resource
+from services.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8008"
 LONGEST_POLL = 30.0
@@ -44,24 +46,17 @@ class CffaClient:
         retries: int = 4,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=timeout, transport=transport, follow_redirects=True
-        )
-        # Signed links carry their own permission; the key is not for whoever serves them.
-        self._signed = httpx.Client(base_url=base_url, timeout=timeout, transport=transport, follow_redirects=True)
-        self._retries = retries
-        self._answered = False
+        self._transport = Transport(base_url, api_key=api_key, timeout=timeout, retries=retries, transport=transport)
+        self._http = self._transport.http
 
     @property
     def base_url(self) -> str:
         """Address of the service."""
-        return str(self._http.base_url).rstrip("/")
+        return self._transport.base_url
 
     def close(self) -> None:
         """Close all connections."""
-        self._http.close()
-        self._signed.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +96,7 @@ class CffaClient:
                 timeout=httpx.Timeout(30.0, read=3600.0),
             )
 
-        return Dataset.model_validate_json(self._sent(send, repeatable=True).content)
+        return Dataset.model_validate_json(self._transport.sent(send, repeatable=True).content)
 
     def datasets(self) -> Iterator[Dataset]:
         """All data sets, newest first."""
@@ -113,7 +108,7 @@ class CffaClient:
 
     def dataset_report(self, dataset_id: str) -> dict[str, Any]:
         """What the check of a data set found: layout, each pair with its registration, warnings."""
-        response = self._sent(lambda: self._http.get(f"/v1/datasets/{dataset_id}/report"), repeatable=True)
+        response = self._transport.sent(lambda: self._http.get(f"/v1/datasets/{dataset_id}/report"), repeatable=True)
         report: dict[str, Any] = response.json()
         return report
 
@@ -152,18 +147,26 @@ class CffaClient:
         """Jobs, newest first."""
         return self._pages("/v1/jobs", Job, {"kind": kind, "state": state})
 
-    def watch(self, job_id: str, *, timeout: float | None = None) -> Iterator[Job]:
+    def watch(self, job_id: str, *, timeout: float | None = None, patience: float = 60.0) -> Iterator[Job]:
         """Yield the job now and after every change, by long polling, until it is terminal.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds.
+        A service that went away is waited for, ``patience`` seconds since its last answer. Raises ``TimeoutError``
+        after ``timeout`` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         etag: str | None = None
+        answered = -math.inf
         while True:
             left = LONGEST_POLL if end is None else min(LONGEST_POLL, end - time.monotonic())
             if left <= 0:
                 raise TimeoutError(f"job {job_id} was not finished after {timeout:g} s")
-            response = self._poll(job_id, etag, left)
+            try:
+                response = self._poll(job_id, etag, left)
+            except ServiceUnreachable:
+                if time.monotonic() - answered > patience:
+                    raise
+                continue
+            answered = time.monotonic()
             if response.status_code == httpx.codes.NOT_MODIFIED:
                 continue
             etag = response.headers.get("etag")
@@ -194,7 +197,7 @@ class CffaClient:
 
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its products; raises ``Conflict`` while it is not terminal."""
-        self._sent(lambda: self._http.delete(f"/v1/jobs/{job_id}"), repeatable=False)
+        self._transport.sent(lambda: self._http.delete(f"/v1/jobs/{job_id}"), repeatable=False)
 
     # Products
 
@@ -227,7 +230,7 @@ class CffaClient:
             target = target / archive.filename
         addresses = iter([archive.url])
         download.fetch(
-            self._signed,
+            self._transport.signed,
             lambda: next(addresses, None) or self._archive(job_id, part).url,
             target,
             sha256=archive.sha256,
@@ -248,11 +251,11 @@ class CffaClient:
         if priority:
             body["priority"] = priority
         headers = {"Idempotency-Key": _new_key()}
-        response = self._sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
+        response = self._transport.sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
         return Job.model_validate_json(response.content)
 
     def _act(self, job_id: str, action: str, *, repeatable: bool = True) -> Job:
-        response = self._sent(lambda: self._http.post(f"/v1/jobs/{job_id}:{action}"), repeatable=repeatable)
+        response = self._transport.sent(lambda: self._http.post(f"/v1/jobs/{job_id}:{action}"), repeatable=repeatable)
         return Job.model_validate_json(response.content)
 
     def _poll(self, job_id: str, etag: str | None, seconds: float) -> httpx.Response:
@@ -260,11 +263,13 @@ class CffaClient:
         query = {"wait": max(1, int(seconds))} if etag else {}
         timeout = httpx.Timeout(10.0, read=seconds + 30.0)
         path = f"/v1/jobs/{job_id}"
-        return self._sent(lambda: self._http.get(path, params=query, headers=headers, timeout=timeout), repeatable=True)
+        return self._transport.sent(
+            lambda: self._http.get(path, params=query, headers=headers, timeout=timeout), repeatable=True
+        )
 
     def _get(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> R:
         params = {name: value for name, value in (query or {}).items() if value is not None}
-        response = self._sent(lambda: self._http.get(path, params=params), repeatable=True)
+        response = self._transport.sent(lambda: self._http.get(path, params=params), repeatable=True)
         return kind.model_validate_json(response.content)
 
     def _pages(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> Iterator[R]:
@@ -275,31 +280,6 @@ class CffaClient:
             token = page.next_page_token
             if token is None:
                 return
-
-    def _sent(self, send: Callable[[], httpx.Response], *, repeatable: bool) -> httpx.Response:
-        """Send until answered. A request that is not repeatable is sent again only if it surely was not acted on."""
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            delay = min(8.0, 0.25 * 2**attempt)
-            try:
-                response = send()
-            except httpx.TransportError as error:
-                # Nobody there at the very first request is a wrong address, not a restart.
-                absent = isinstance(error, httpx.ConnectError) and not self._answered
-                if last or absent or not (repeatable or isinstance(error, httpx.ConnectError)):
-                    raise ServiceUnreachable(
-                        f"no answer from {self.base_url}: {error or type(error).__name__}"
-                    ) from error
-            else:
-                self._answered = True
-                if not response.is_error:
-                    return response
-                problem = from_response(response)
-                if last or response.status_code not in (429, 503):
-                    raise problem
-                delay = problem.retry_after or delay
-            time.sleep(delay)
-        raise AssertionError("unreachable")
 
 
 def _new_key() -> str:

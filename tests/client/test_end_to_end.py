@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,18 @@ def test_a_post_whose_answer_was_lost_is_one_job(client: CffaClient, breaking: C
     client.delete(job.id)
     with pytest.raises(NotFound):
         client.job(job.id)
+
+
+def test_watching_outlives_the_api(service: Servers, client: CffaClient, training: dict[str, Any]) -> None:
+    model = client.model_of(training["id"])
+    settings = GenerateSettings(count=300, resolution=64, batch_size=1, part_size=1)
+    job = client.submit_generation(model.id, settings)
+    watched = client.watch(job.id, timeout=60)
+    made = next(job for job in watched if job.counts.generated)
+    api = service.children[0].process
+    assert api is not None
+    api.kill()
+    assert next(job for job in watched if job.counts.generated > made.counts.generated).state == "running"
+    assert service.children[0].codes == [-signal.SIGKILL]
+    client.cancel(job.id)
+    assert client.wait(job.id, timeout=60).state == "canceled"
