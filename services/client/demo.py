@@ -58,8 +58,8 @@ class DemoPlan:
     pairs: int = 8
     resolution: int = 512
     base: str = "tiny"
-    steps: int = 40
-    sampler_steps: int = 20
+    steps: int = 60
+    sampler_steps: int = 25
     seed: int = 42
 
     def training(self) -> TrainSettings:

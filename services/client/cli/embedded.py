@@ -56,7 +56,7 @@ def demo(
     pairs: Annotated[int, typer.Option(min=1, max=512, help="Pairs to generate.")] = 8,
     resolution: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 512,
     base: Annotated[str, typer.Option(help="Base model.")] = "tiny",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
 ) -> None:
     """The main job, end to end: data set, training job, generation job, verified archive, contact sheet."""
