@@ -41,9 +41,7 @@ class Channel:
 
     def next_order(self) -> WorkOrder:
         """Wait for work."""
-        order = self._orders.get()
-        self._stop.clear()
-        return order
+        return self._orders.get()
 
     def answer(self) -> Answer:
         """Wait for the supervisor's reply to the report just sent."""
@@ -58,6 +56,7 @@ class Channel:
         for line in self._incoming:
             order = ORDERS.validate_json(line)
             if isinstance(order, WorkOrder):
+                self._stop.clear()  # here, in the order of the pipe: a stop that follows belongs to this order
                 self._orders.put(order)
             elif isinstance(order, Answer):
                 self._answers.put(order)

@@ -11,10 +11,8 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from cffa_core.errors import CffaError, LeaseLost, NumericsMismatch
 from cffa_core.jobs.records import Claim, Progress
@@ -23,6 +21,7 @@ from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from services.worker.child_process import ChildProcess
 from services.worker.lease_guard import LeaseGuard
+from services.worker.live_unit import LiveUnit, Outcome
 from services.worker.orders import order_for
 from services.worker.protocol import Answer, Beat, CheckpointSaved, Done, Failed, Ready, Report, Stop, Stopped
 from services.worker.scratch import Scratch
@@ -40,39 +39,6 @@ MISMATCH_SECONDS = 60.0
 
 T = TypeVar("T")
 log = logging.getLogger("cffa.worker")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a claim.
-
-    ``avoid_seconds``: leave this job to others for so long. ``unwell``: the child died before it got to the job's own
-    work, so the fault is the worker's and it should rest before it claims anything.
-    """
-
-    kind: Literal["done", "released", "crashed", "failed", "lost"]
-    avoid_seconds: float = 0.0
-    unwell: bool = False
-
-
-@dataclass
-class LiveUnit:
-    """The unit in hand. Times are of the monotonic clock; ``moved`` grants a new child ``START_SECONDS`` in advance."""
-
-    claim: Claim
-    child: ChildProcess
-    guard: LeaseGuard
-    renewed: float
-    moved: float
-    steps: int = 0
-    progress: Progress | None = None
-    metrics: deque[tuple[int, dict[str, float]]] = field(default_factory=deque)
-    prepared: bool = False
-    checkpoints: int = 0
-    stopping: str | None = None
-    deadline: float = 0.0
-    released_because: str | None = None
-    avoid_seconds: float = 0.0
 
 
 class Supervisor:
@@ -122,7 +88,8 @@ class Supervisor:
         ``claimed`` is the monotonic time just before the claim was asked for: the lease is at least that old.
         """
         if self._cannot_match(claim):
-            return self._give_back(claim, "numerics_mismatch", MISMATCH_SECONDS)
+            why = f"job {claim.job_id} is pinned to {claim.numerics_key!r}; this worker computes as {self._versions!r}"
+            return self._give_back(claim, f"{NumericsMismatch.code}: {why}", MISMATCH_SECONDS)
         try:
             order = order_for(self._store, self._settings, self._scratch, claim)
         except CffaError as error:
@@ -182,13 +149,13 @@ class Supervisor:
             self._insist(unit, lambda: self._store.pin_numerics(unit.claim, report.numerics_key))
         except NumericsMismatch as error:
             log.warning("%s", error.message)
-            unit.released_because, unit.avoid_seconds = "numerics_mismatch", MISMATCH_SECONDS
+            unit.released_because, unit.avoid_seconds = f"{error.code}: {error.message}", MISMATCH_SECONDS
             unit.child.send(Answer(accepted=False))
         else:
             unit.child.send(Answer(accepted=True))
 
     def _commit(self, unit: LiveUnit, done: Done) -> Outcome:
-        self._write_metrics(unit)
+        self._insist(unit, lambda: self._write_metrics(unit))
         self._insist(
             unit,
             lambda: self._store.commit(

@@ -21,7 +21,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(tmp_path: Path, models_dir: Path) -> Iterator[World]:
-    """A fresh installation that notices within 3 s that a worker is gone."""
-    world = World(tmp_path / "home", models_dir, lease_seconds=3.0)
+    """A fresh installation that notices within 6 s that a worker is gone."""
+    world = World(tmp_path / "home", models_dir, lease_seconds=6.0)
     yield world
     world.close()
