@@ -103,13 +103,20 @@ class Model:
 
 
 def train(
-    base: Base, pairs: PairSet, *, out: str | Path, on_progress: OnProgress | None = None, **settings: Any
+    base: Base,
+    pairs: PairSet,
+    *,
+    out: str | Path,
+    lpips_weights: Path | None = None,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
 ) -> Model:
     """Train on ``pairs`` and return the best model; ``settings`` takes the fields of ``TrainSettings``.
 
     Logs, previews and checkpoints land in ``out``. Called again with the same arguments it resumes, or returns at once
-    if the run had finished. Raises ``InvalidSpec`` for impossible settings and ``Conflict`` if ``out`` holds another
-    run.
+    if the run had finished. ``lpips_weights`` is the file that ``loss={"lpips_lambda": ...}`` needs (docs/methods.md,
+    section 2). Raises ``InvalidSpec`` for impossible settings, ``ModelUnavailable`` without that file, and ``Conflict``
+    if ``out`` holds another run.
     """
     defaults = {
         "base": re.sub(r"[^A-Za-z0-9._/-]", "_", base.name),
@@ -118,7 +125,8 @@ def train(
     }
     checked = _checked(TrainSettings, **(defaults | settings))
     folder = Path(out)
-    card = train_pairs(checked, pairs, base, folder, FolderContext(folder, on_progress))
+    context = FolderContext(folder, on_progress)
+    card = train_pairs(checked, pairs, base, folder, context, lpips_weights=lpips_weights)
     return Model(DualUnet.load(folder / "best_checkpoint", base), card)
 
 

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8008, ge=0, le=65535)
     allow_remote: bool = Field(
-        default=False, description="Let the keyless embedded API listen beyond loopback (a container, a trusted network)."
+        default=False, description="Let the keyless embedded API listen beyond loopback (container, trusted network)."
     )
     public_url: str = Field(default="", description="Address users reach the API under; empty means host:port.")
     blob_secret: SecretStr = Field(
@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="auto | cpu | cuda | cuda:N")
     threads: int = Field(default=0, ge=0, description="CPU threads of a child; 0 means the machine's cores.")
     models_dir: Path | None = Field(default=None, description="Folder in which base models are looked up by name.")
+    lpips_weights: Path | None = Field(default=None, description="Weight file of the LPIPS term (loss.lpips_lambda).")
 
     @model_validator(mode="after")
     def _leases_make_sense(self) -> Self:

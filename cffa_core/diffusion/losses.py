@@ -7,7 +7,7 @@ counts as 0. Pure functions: no model, no randomness.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ PRED_X0_LIMIT = 10.0
 SOBEL_FLOOR = 1e-6
 # The edge size `e` of NGF, in units of the unnormalised Sobel: gradients well below it count as noise, not structure.
 NGF_EDGE = 1.0
+
+# (pred_x0, x0, valid) -> distance of each row (B,)
+Perceptual = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,18 @@ class NoiseSchedule:
 
 
 def pair_loss(
-    branches: Mapping[str, ModalityLatents], schedule: NoiseSchedule, spec: LossSpec
+    branches: Mapping[str, ModalityLatents],
+    schedule: NoiseSchedule,
+    spec: LossSpec,
+    perceptual: Perceptual | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """``L = sum_m (MSE_m + hf_lambda HF_m) + struct_lambda L_struct`` and its terms, detached, for the log.
+    """``L = sum_m (MSE_m + hf_lambda HF_m + lpips_lambda LPIPS_m) + struct_lambda L_struct`` and its terms, detached.
 
-    ``branches`` maps ``cf`` and ``fa`` (or one alone: then there is no L_struct) to what they predicted.
+    ``branches`` maps ``cf`` and ``fa`` (or one alone: then there is no L_struct) to what they predicted. Raises
+    ``ModelUnavailable`` if ``lpips_lambda > 0`` and there is no ``perceptual`` distance.
     """
+    if spec.lpips_lambda and perceptual is None:
+        raise ModelUnavailable("lpips_lambda > 0 needs the weights of LPIPS")
     terms: dict[str, torch.Tensor] = {}
     pred_x0 = {m: schedule.predict_x0(b.x_t, b.predicted_noise, b.timesteps) for m, b in branches.items()}
     weight = {m: x0_weight(schedule.snr(b.timesteps), spec) for m, b in branches.items()}
@@ -99,6 +108,9 @@ def pair_loss(
         hf = masked_mean((high_pass(pred_x0[m]) - high_pass(branch.x0)).abs(), branch.valid)
         terms[f"hf_{m}"] = (hf * weight[m]).mean()
         total = total + terms[f"eps_{m}"] + spec.hf_lambda * terms[f"hf_{m}"]
+        if spec.lpips_lambda and perceptual is not None:
+            terms[f"lpips_{m}"] = (perceptual(pred_x0[m], branch.x0, branch.valid) * weight[m]).mean()
+            total = total + spec.lpips_lambda * terms[f"lpips_{m}"]
     if len(branches) == 2:
         cf, fa = (pred_x0[m].clamp(-PRED_X0_LIMIT, PRED_X0_LIMIT) for m in ("cf", "fa"))
         per_cell = ngf_distance(cf, fa) if spec.struct_loss == "ngf" else sobel_distance(cf, fa)

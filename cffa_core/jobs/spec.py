@@ -83,6 +83,7 @@ class LossSpec(Spec):
     eps_weighting: Literal["none", "min_snr_gamma"] = "none"
     min_snr_gamma: float = Field(default=5.0, gt=0)
     offset_noise: float = Field(default=0.1, ge=0, le=1)
+    lpips_lambda: float = Field(default=0.0, ge=0, description="Pixel-space LPIPS; needs CFFA_LPIPS_WEIGHTS. 0 = off.")
 
 
 class SamplerSpec(Spec):

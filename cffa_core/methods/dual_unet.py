@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from cffa_core import rng
 from cffa_core.diffusion.losses import ModalityLatents, NoiseSchedule, pair_loss
+from cffa_core.diffusion.perceptual import Lpips, latent_distance
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
 from cffa_core.jobs.spec import Method, TrainSettings
 from cffa_core.models.base import Base
@@ -28,16 +30,25 @@ MODEL_FORMAT = "cffa-model/1"
 
 
 class DualUnet:
-    """A base with a LoRA per modality. The base itself is left as it was: weights are shared, modules are not."""
+    """A base with a LoRA per modality. The base itself is left as it was: weights are shared, modules are not.
+
+    ``lpips`` is needed to train with ``lpips_lambda > 0``, and for nothing else.
+    """
 
     def __init__(
-        self, base: Base, settings: TrainSettings, noise_rotation: NDArray[np.float64] | None = None, step: int = 0
+        self,
+        base: Base,
+        settings: TrainSettings,
+        noise_rotation: NDArray[np.float64] | None = None,
+        step: int = 0,
+        lpips: Lpips | None = None,
     ) -> None:
         self.base = base
         self.settings = settings
         self.modalities: tuple[str, ...] = tuple(m for m in ("cf", "fa") if m in settings.modalities)
         self.noise_rotation = noise_rotation
         self.step = step
+        self.lpips = lpips
         self.schedule = NoiseSchedule.from_config(base.scheduler_config)
         self.unet = share_weights(base.unet)
         self.lora = attach_dual_lora(self.unet, settings.lora, self.modalities, rng.derive_seed(settings.seed, "lora"))
@@ -105,7 +116,8 @@ class DualUnet:
             m: ModalityLatents(clean[m], x_t[m], eps[m], t[m], valid[m].to(device), said)
             for m, said in zip(names, predicted.chunk(len(names)), strict=True)
         }
-        return pair_loss(branches, self.schedule, self.settings.loss)
+        perceptual = None if self.lpips is None else partial(latent_distance, self.lpips, self.base.decode_open)
+        return pair_loss(branches, self.schedule, self.settings.loss, perceptual)
 
     def save(self, folder: Path, *, dataset_digest: str, validation: Mapping[str, Any] | None) -> dict[str, Any]:
         """Write the model folder (``model.json``, ``lora_cf.safetensors``, ``lora_fa.safetensors``); return the card.
@@ -124,6 +136,7 @@ class DualUnet:
                 "dataset_digest": dataset_digest,
                 "validation": dict(validation) if validation is not None else None,
                 "noise_rotation": None if self.noise_rotation is None else self.noise_rotation.tolist(),
+                "lpips": self.lpips and {"lambda": self.settings.loss.lpips_lambda, "sha256": self.lpips.sha256},
                 "parameters": {m: self.lora.parameter_count(m) for m in self.modalities},
                 "files": describe_files(staging),
             }

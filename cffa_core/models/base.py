@@ -112,9 +112,13 @@ class Base:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode scaled latents ``(B, 4, H/8, W/8)`` to images ``(B, 3, H, W)``, float32, clamped to [-1, 1]."""
+        return self.decode_open(latents).clamp(-1, 1)
+
+    def decode_open(self, latents: torch.Tensor) -> torch.Tensor:
+        """As :meth:`decode`, but with a gradient to ``latents`` and not clamped (a clamped pixel would have none)."""
         unscaled = latents.to(self.device, torch.float32) / self.scaling_factor + self.shift_factor
         images: torch.Tensor = self.vae.decode(unscaled).sample
-        return images.clamp(-1, 1)
+        return images
 
 
 def load_base(

@@ -26,23 +26,33 @@ def run_training(
     *,
     device: str = "cpu",
     models_dir: Path | None = None,
+    lpips_weights: Path | None = None,
 ) -> dict[str, Any]:
     """Train on a data set (checked folder, raw folder or zip) and return the card of ``out/best_checkpoint``.
 
     Leaves ``training_log`` and ``validation_log`` (.txt and .jsonl), ``step_XXXXXX_random_pairs/``,
     ``latest_checkpoints/`` (three) and ``best_checkpoint/`` in ``out``; resumes from ``context.latest_checkpoint()``.
+    ``lpips_weights`` is the file that ``loss.lpips_lambda > 0`` needs (`diffusion.perceptual`).
     Raises ``ModelUnavailable``, ``InvalidDataset``, ``NotEnoughData``, ``TrainingDiverged``, ``Cancelled``, and
-    ``Conflict`` if the checkpoint belongs to other settings, data or base.
+    ``Conflict`` if the checkpoint belongs to other settings, data, base or LPIPS weights.
     """
     context.progress("loading", 0, settings.steps)
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
     pairs = load_pairs(dataset, settings.resolution, settings.crop_to_common)
-    return train_pairs(settings, pairs, loaded, out, context)
+    return train_pairs(settings, pairs, loaded, out, context, lpips_weights=lpips_weights)
 
 
-def train_pairs(settings: TrainSettings, pairs: PairSet, base: Base, out: Path, context: JobContext) -> dict[str, Any]:
+def train_pairs(
+    settings: TrainSettings,
+    pairs: PairSet,
+    base: Base,
+    out: Path,
+    context: JobContext,
+    *,
+    lpips_weights: Path | None = None,
+) -> dict[str, Any]:
     """As :func:`run_training`, with data and base already loaded."""
-    run = TrainingRun(settings, pairs, base, out, context)
+    run = TrainingRun(settings, pairs, base, out, context, lpips_weights)
     run.start()
     while run.step < settings.steps:
         run.train_step()

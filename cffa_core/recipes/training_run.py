@@ -18,6 +18,7 @@ import torch
 from cffa_core import rng
 from cffa_core.data.pairs import PairSet, turn
 from cffa_core.diffusion.latents import LatentCache, Variant, draw_variant
+from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.diffusion.rotation import noise_rotation
 from cffa_core.errors import Conflict, NotEnoughData, TrainingDiverged
 from cffa_core.jobs.context import JobContext
@@ -46,8 +47,17 @@ def learning_rate(done: int, steps: int, peak: float) -> float:
 class TrainingRun:
     """Everything that changes while a run goes on; each method is one line of the recipe."""
 
-    def __init__(self, settings: TrainSettings, pairs: PairSet, base: Base, out: Path, context: JobContext) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        pairs: PairSet,
+        base: Base,
+        out: Path,
+        context: JobContext,
+        lpips_weights: Path | None = None,
+    ) -> None:
         base.latent_shape(settings.resolution)
+        lpips = Lpips.load(lpips_weights, base.device) if settings.loss.lpips_lambda else None
         train, held_out = pairs.split_by_eye(settings.holdout, settings.seed)
         if not len(train):
             raise NotEnoughData("there is no pair to train on")
@@ -56,7 +66,7 @@ class TrainingRun:
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.validated: dict[str, Any] | None = None
-        self.model = DualUnet(base, settings)
+        self.model = DualUnet(base, settings, lpips=lpips)
         prompts = {"cf": settings.cf_prompt, "fa": settings.fa_prompt}
         self.text = {m: base.encode_prompts([prompts[m]]) for m in self.model.modalities}
         self.train_latents = LatentCache(train, base.encode_images, turn, self.model.modalities, settings.seed)
@@ -238,12 +248,13 @@ class TrainingRun:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         settings = self.settings.model_dump(mode="json", include=set(TrainSettings.model_fields))
-        return {"settings": settings, "dataset": self.digest, "base": self.base.digest}
+        lpips = self.model.lpips.sha256 if self.model.lpips else None
+        return {"settings": settings, "dataset": self.digest, "base": self.base.digest, "lpips": lpips}
 
     def _restore(self, checkpoint: Path) -> None:
         tensors, state = read_state(checkpoint)
         mine = self._identity()
-        other = [name for name in mine if state["identity"][name] != mine[name]]
+        other = [name for name in mine if state["identity"].get(name) != mine[name]]
         if other:
             raise Conflict(f"the checkpoint belongs to another run ({', '.join(other)} differ); use another folder")
         self.files.restore(checkpoint)

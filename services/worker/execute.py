@@ -66,7 +66,14 @@ class Executor:
         out.mkdir()
         settings = TrainSettings.model_validate(spec.model_dump(exclude={"kind", "dataset_id"}))
         model = run_training(
-            settings, dataset, spec.base, out, context, device=device, models_dir=self._settings.models_dir
+            settings,
+            dataset,
+            spec.base,
+            out,
+            context,
+            device=device,
+            models_dir=self._settings.models_dir,
+            lpips_weights=self._settings.lpips_weights,
         )
         files: dict[str, ObjectInfo] = dict(context.published.files)
         paths = [(path, _product_name(path.relative_to(out))) for path in sorted(out.rglob("*")) if path.is_file()]

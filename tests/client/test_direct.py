@@ -61,6 +61,22 @@ def test_alignment_of_a_model_draws_pairs_first(models_dir: Path, model: Path, t
     assert len(list((tmp_path / "pairs" / "cf").iterdir())) == 2
 
 
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_train_looks_for_lpips_weights_where_it_was_told(
+    models_dir: Path, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    absent = tmp_path / "absent.safetensors"
+    options = ["--base", "micro", "--out", tmp_path / "out", "--set", "loss.lpips_lambda=0.1"]
+    if given == "option":
+        options += ["--lpips-weights", absent]
+    else:
+        monkeypatch.setenv("CFFA_LPIPS_WEIGHTS", str(absent))
+    result = run(models_dir, "train", pairs_folder, *SMALL, *options)
+    assert result.exit_code == 1
+    assert "no LPIPS weights at" in result.stderr and "absent.safetensors" in "".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
 def test_a_folder_without_a_model_is_refused(models_dir: Path, tmp_path: Path) -> None:
     result = run(models_dir, "generate", tmp_path, "--out", tmp_path / "out", *SMALL)
     assert result.exit_code == 1

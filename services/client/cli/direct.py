@@ -93,6 +93,9 @@ def train(
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
     device: options.Device = "auto",
+    lpips_weights: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Weights for loss.lpips_lambda; default CFFA_LPIPS_WEIGHTS.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train on a folder or zip of pairs, without a service; leaves logs, previews and OUT/best_checkpoint."""
@@ -118,7 +121,14 @@ def train(
     with progress_bars() as bars:
         context = FolderContext(out, lambda stage, done, total: bars(f"train: {stage}", done, total))
         model = run_training(
-            settings, data, settings.base, out, context, device=options.device(device), models_dir=places.models_dir
+            settings,
+            data,
+            settings.base,
+            out,
+            context,
+            device=options.device(device),
+            models_dir=places.models_dir,
+            lpips_weights=lpips_weights or places.lpips_weights,
         )
     if as_json:
         print_json(model)

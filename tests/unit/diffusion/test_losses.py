@@ -122,6 +122,32 @@ def test_the_whole_loss(x0_weighting: Any, struct_loss: Any, eps_weighting: Any)
     assert set(terms) == {"eps_cf", "eps_fa", "hf_cf", "hf_fa", "struct"}
 
 
+@pytest.mark.parametrize("x0_weighting", ["none", "min_snr"])
+def test_the_perceptual_term(x0_weighting: Any) -> None:
+    """Any distance of rows is weighted as the other terms on pred_x0, per modality, and added with its lambda."""
+    branches = {"cf": make_branch(10, [30, 700], holed_mask(1)), "fa": make_branch(20, [450, 999], holed_mask(2))}
+
+    def distance(pred_x0: torch.Tensor, x0: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return masked_mean((pred_x0 - x0).abs(), valid)
+
+    spec = LossSpec(x0_weighting=x0_weighting, lpips_lambda=0.7)
+    total, terms = pair_loss(branches, SCHEDULE, spec, distance)
+    alpha_bar = DDPMScheduler(**SD15_SCHEDULER).alphas_cumprod.double().numpy()
+    expected = np_pair_loss(branches["cf"], branches["fa"], spec)
+    for m, b in branches.items():
+        ab = alpha_bar[b.timesteps.numpy()]
+        snr = ab / (1 - ab)
+        # pred_x0 - x0 = sqrt(1 / SNR) (noise - predicted_noise)
+        error = np.abs((b.noise - b.predicted_noise).double().numpy()) / np.sqrt(snr)[:, None, None, None]
+        weight = np.minimum(1, snr) if x0_weighting == "min_snr" else np.ones(2)
+        by_hand = (np_masked_mean(error, b.valid.numpy()) * weight).mean()
+        assert terms[f"lpips_{m}"].item() == pytest.approx(by_hand, rel=2e-4)
+        expected += 0.7 * by_hand
+    assert total.item() == pytest.approx(expected, rel=2e-4)
+    with pytest.raises(ModelUnavailable, match="weights of LPIPS"):
+        pair_loss(branches, SCHEDULE, spec)
+
+
 def test_default_weights_are_those_of_the_method() -> None:
     spec = LossSpec()
     total, terms = pair_loss({"cf": make_branch(1, [5, 400]), "fa": make_branch(2, [5, 400])}, SCHEDULE, spec)
