@@ -28,15 +28,17 @@ from .pretrain_data import Phantoms, cache_phantoms, crops, jitter
 from .pretrain_loop import Budget, Progress, train_stage, write_tensors
 from .pretrain_measure import measure_round_trip, validate_unet, write_card
 
+LATENT_SIGMA = 0.06  # deviation of the posterior, in units of the latents' deviation
 VAE_BUDGET = Budget(steps=6000, batch=8, lr=8e-4, minutes=26)
 REFINE_BUDGET = Budget(steps=8000, batch=8, lr=3e-4, minutes=9)
-SMALL_BUDGET = Budget(steps=6000, batch=16, lr=6e-4, minutes=12)
-LARGE_BUDGET = Budget(steps=8000, batch=4, lr=3e-4, minutes=28)
+DECODER_BUDGET = Budget(steps=4000, batch=2, lr=5e-4, minutes=50, shards=1)
+SMALL_BUDGET = Budget(steps=6000, batch=16, lr=6e-4, minutes=14)
+LARGE_BUDGET = Budget(steps=8000, batch=4, lr=5e-4, minutes=42)
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Sizes and budgets of the stages. The defaults made the shipped base on two CPU cores in about two hours."""
+    """Sizes and budgets of the stages. The defaults take about two and a half hours on two CPU cores."""
 
     phantoms: int = 3000
     large_pairs: int = 1000
@@ -46,6 +48,7 @@ class PretrainConfig:
     sizes: TinySizes = field(default_factory=TinySizes)
     vae: Budget = VAE_BUDGET
     refine: Budget = REFINE_BUDGET
+    decoder: Budget = DECODER_BUDGET
     small: Budget = SMALL_BUDGET
     large: Budget = LARGE_BUDGET
     every: int = 250
@@ -74,9 +77,10 @@ def build_tiny(
     train = cache_phantoms(work, "train", config.phantoms, config.resolution, seed, progress)
     heldout = cache_phantoms(work, "heldout", config.heldout, config.resolution, seed, progress)
     facts = {"vae": train_vae(run, "vae", parts.vae, train, config.vae)}
-    standardise(run, parts.vae, train, 0.06)
-    facts["vae-refine"] = train_vae(run, "vae-refine", parts.vae, train, config.refine, 0.06)
-    standardise(run, parts.vae, train, 0.06)
+    standardise(run, parts.vae, train)
+    facts["vae-refine"] = train_vae(run, "vae-refine", parts.vae, train, config.refine, LATENT_SIGMA)
+    standardise(run, parts.vae, train)
+    facts["vae-decoder"] = train_decoder(run, parts.vae, train)
     facts["round trip"] = measure_round_trip(parts.vae, heldout.cf, heldout.fa, device)
     for stage, budget, pairs, shrink in (
         ("unet-small", config.small, config.phantoms, 2),
@@ -111,9 +115,9 @@ def train_vae(
 ) -> dict[str, float]:
     """Train the VAE on crops for one stage.
 
-    Loss: L1 + L1 of Sobel gradients (so that vessels, a small part of the area, survive) + L1 of 8x8 means (so that the
-    hue survives) + a pull of the latents towards N(0, 1): KL, or where the posterior's deviation is fixed at ``sigma``,
-    the latents' square. A linear head must read the 8x8 means off the latents, which keeps colour in them.
+    Loss: :func:`reconstruction_error` + a pull of the latents towards N(0, 1): KL, or where the posterior's deviation
+    is fixed at ``sigma``, the latents' square. A linear head must read the 8x8 means off the latents, so that colour
+    stays in them.
     """
     vae.to(run.device, memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
@@ -134,9 +138,7 @@ def train_vae(
             decoded = vae.decode(latents).sample
         decoded = decoded.float()
         spread = mean.square() if sigma else mean.square() + posterior.var.float() - 1 - posterior.logvar.float()
-        error = F.l1_loss(decoded, images) + F.l1_loss(sobel(decoded), sobel(images))
-        means = F.avg_pool2d(images, 8)
-        error = error + F.l1_loss(F.avg_pool2d(decoded, 8), means) + F.l1_loss(head(latents), means)
+        error = reconstruction_error(decoded, images) + F.l1_loss(head(latents), F.avg_pool2d(images, 8))
         return torch.as_tensor(error + (1e-4 if sigma else 2.5e-4) * spread.mean())
 
     return train_stage(
@@ -145,15 +147,49 @@ def train_vae(
     )  # fmt: skip
 
 
-def standardise(run: _Run, vae: AutoencoderKL, phantoms: Phantoms, sigma: float) -> None:
-    """Fold the latents' statistics over 128 images into the VAE: mean 0, deviation 1, posterior deviation ``sigma``."""
+def train_decoder(run: _Run, vae: AutoencoderKL, phantoms: Phantoms) -> dict[str, float]:
+    """Train the decoder alone on twice larger crops, with the encoder, and so the latents, as they are.
+
+    GroupNorm sees the whole crop: on small ones the decoder learns another brightness than it needs on whole images.
+    """
+    vae.to(run.device, memory_format=torch.channels_last).eval()
+    budget, stage = run.config.decoder, "vae-decoder"
+
+    def loss(step: int, shard: int) -> torch.Tensor:
+        rng = np.random.default_rng(derive_seed(run.seed, stage, step, shard))
+        draws = generator(run.seed, stage, step, shard)
+        size = min(2 * run.config.crop, run.config.resolution)
+        images = jitter(crops(phantoms, rng, budget.per_shard, size), draws).to(run.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with run.autocast(), torch.no_grad():
+            mean = vae.encode(images).latent_dist.mean.float()
+        latents = mean + LATENT_SIGMA * torch.randn(mean.shape, generator=draws).to(run.device)
+        with run.autocast():
+            decoded = vae.decode(latents).sample
+        return reconstruction_error(decoded.float(), images)
+
+    modules = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+    return train_stage(
+        stage, run.work, modules, loss, budget, resume=run.resume, every=run.config.every, ema=0.995,
+        progress=run.progress,
+    )  # fmt: skip
+
+
+def reconstruction_error(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """L1 + L1 of Sobel gradients (vessels are a small part of the area) + L1 of 8x8 means (the hue)."""
+    error = F.l1_loss(decoded, images) + F.l1_loss(sobel(decoded), sobel(images))
+    return error + F.l1_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
+
+
+def standardise(run: _Run, vae: AutoencoderKL, phantoms: Phantoms) -> None:
+    """Fold the latents' statistics over 128 images into the VAE: mean 0, deviation 1, posterior LATENT_SIGMA."""
     vae.eval()
     some = np.linspace(0, 2 * len(phantoms.cf) - 1, min(128, 2 * len(phantoms.cf))).astype(int)
     latents = torch.cat([vae_mean(run, vae, [phantoms.image(int(i))]) for i in some])
     fold_latent_statistics(vae, latents.mean((0, 2, 3)).to(run.device), latents.std((0, 2, 3)).to(run.device))
     with torch.no_grad():
         vae.quant_conv.weight[4:] = 0
-        vae.quant_conv.bias[4:] = 2 * math.log(sigma)
+        vae.quant_conv.bias[4:] = 2 * math.log(LATENT_SIGMA)
 
 
 def sobel(images: torch.Tensor) -> torch.Tensor:

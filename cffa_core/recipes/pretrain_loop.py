@@ -89,23 +89,22 @@ def train_stage(
     for module in modules.values():
         module.train()
     clock = time.monotonic() - seconds
-    pool = ThreadPoolExecutor(budget.shards)
-    while fraction(budget, step, seconds) < 1.0:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(budget, step, seconds)
-        current = _backward(pool, loss, step, budget.shards, parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        if ema:
-            decay = min(ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(shadow, [p.detach() for p in parameters], 1 - decay)
-        seconds = time.monotonic() - clock
-        smooth = current if math.isnan(smooth) else 0.98 * smooth + 0.02 * current
-        progress(name, step, budget.steps, smooth)
-        if step % every == 0:
-            _save(place, step, seconds, smooth, modules, optimiser, shadow)
-    pool.shutdown()
+    with ThreadPoolExecutor(budget.shards) as pool:
+        while fraction(budget, step, seconds) < 1.0:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(budget, step, seconds)
+            current = _backward(pool, loss, step, budget.shards, parameters)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            step += 1
+            if ema:
+                decay = min(ema, (1 + step) / (10 + step))
+                torch._foreach_lerp_(shadow, [p.detach() for p in parameters], 1 - decay)
+            seconds = time.monotonic() - clock
+            smooth = current if math.isnan(smooth) else 0.98 * smooth + 0.02 * current
+            progress(name, step, budget.steps, smooth)
+            if step % every == 0:
+                _save(place, step, seconds, smooth, modules, optimiser, shadow)
     with torch.no_grad():
         for parameter, average in zip(parameters, shadow, strict=False):
             parameter.copy_(average)

@@ -108,7 +108,7 @@ def write_card(
     trip = facts["round trip"]
     stages = [
         f"| {name} | {facts[name]['steps']:.0f} | {facts[name]['seconds'] / 60:.1f} | {facts[name]['loss']:.4f} |"
-        for name in ("vae", "vae-refine", "unet-small", "unet-large")
+        for name in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large")
     ]
     validation = [
         f"| {label} | " + " | ".join(f"{facts[name][f'val {t}']:.4f}" for t in (200, 500, 800)) + " |"
@@ -166,9 +166,9 @@ torch {torch}). Stages with wall-clock caps; loss is the smoothed training loss.
 {stages}
 
 VAE: L1 + Sobel L1 + L1 of 8x8 means on crops with colour jitter, first with KL, then with the posterior's deviation
-fixed at 0.06; its 1x1 convolutions are folded so that each latent channel has mean 0 and deviation 1 (scaling_factor
-1). U-Net: epsilon, min-SNR-5, offset noise 0.1, EMA 0.997, 10 % empty prompts, at {half} px and then at
-{resolution} px.
+fixed at 0.06, at last the decoder alone; its 1x1 convolutions are folded so that each latent channel has mean 0 and
+deviation 1 (scaling_factor 1). U-Net: epsilon, min-SNR-5, offset noise 0.1, EMA 0.997, 10 % empty prompts, at {half} px
+and then at {resolution} px.
 
 ## Measured on held-out phantoms
 

@@ -28,8 +28,8 @@ from cffa_core.recipes.pretrain_loop import Budget, fraction, learning_rate
 SHIPPED = Path(__file__).parents[3] / "cffa_core" / "assets" / "tiny"
 BUDGET = Budget(steps=5, batch=2, lr=1e-3)
 CONFIG = PretrainConfig(
-    phantoms=4, large_pairs=3, heldout=2, resolution=64, crop=32, sizes=MICRO, vae=BUDGET, refine=BUDGET, small=BUDGET,
-    large=BUDGET, every=2,
+    phantoms=4, large_pairs=3, heldout=2, resolution=64, crop=32, sizes=MICRO, vae=BUDGET, refine=BUDGET,
+    decoder=BUDGET, small=BUDGET, large=BUDGET, every=2,
 )  # fmt: skip
 WEIGHTS = (
     "vae/diffusion_pytorch_model.safetensors",
@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resumed_run_ends_in_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    for stage in ("vae", "vae-refine", "unet-small", "unet-large"):
+    for stage in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large"):
         with pytest.raises(Interrupted):
             build_tiny(
                 tmp_path / "out",
