@@ -20,6 +20,9 @@ from services.client.client import CffaClient
 from services.client.servers import Servers
 from tests.client.conftest import TRAINING
 
+# One service for the whole file, also where tests are spread over processes.
+pytestmark = pytest.mark.xdist_group("client service")
+
 MISSING = "job_00000000000000000000"
 
 
