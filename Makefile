@@ -12,7 +12,7 @@ VENV ?= .venv
 DATA ?=
 OUT ?= demo-output
 TORCH_INDEX ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
