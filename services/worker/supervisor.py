@@ -130,6 +130,8 @@ class Supervisor:
         elif isinstance(report, CheckpointSaved):
             saved = report
             unit.moved = time.monotonic()
+            # First: a run resumed from this checkpoint will not report the steps before it again.
+            self._insist(unit, lambda: self._write_metrics(unit))
             superseded = self._insist(unit, lambda: self._store.add_checkpoint(unit.claim, saved.step, saved.stored))
             unit.checkpoints += 1
             unit.child.send(Answer(accepted=True, superseded=superseded))

@@ -30,8 +30,8 @@ from tests.worker.world import OWNER, SIDE, World, child_pids
 
 KILLS = 3
 ROUNDS = max(1, int(os.environ.get("CFFA_FAULTS", str(KILLS))) // KILLS)
-STEPS = 300
-PAIRS = 39
+STEPS = 150
+PAIRS = 29
 CONTEXT = "reference"
 PATIENCE = 240.0
 
@@ -60,7 +60,7 @@ def kill_at_random(world: World, job: Job, seed: int, mark: Callable[[], int], l
     worker, done = world.start_worker(), 0
     for target, point in zip(targets, points, strict=True):
         world.wait(lambda point=point: mark() >= point or over(world, job), PATIENCE, f"mark {point}")
-        time.sleep(dice.uniform(0, 0.2))
+        time.sleep(dice.uniform(0, 0.1))
         if over(world, job):
             break
         victims = child_pids(worker.pid) if target == "child" else [worker.pid]
@@ -104,7 +104,7 @@ def test_a_killed_training_ends_bit_identical(world: World, tmp_path: Path, seed
     job = world.training(
         dataset,
         steps=STEPS,
-        checkpoint_every=10,
+        checkpoint_every=5,
         validate_every=25,
         preview_every=100,
         ema_decay=0.9,
@@ -168,7 +168,7 @@ def test_a_killed_generation_gives_the_same_archive(world: World, tmp_path: Path
         count=PAIRS,
         part_size=2,
         batch_size=2,
-        sampler=SamplerSpec(scheduler=Scheduler.DDPM, steps=40),
+        sampler=SamplerSpec(scheduler=Scheduler.DDPM, steps=30),
         seed=seed,
     )
     job = world.post(spec)

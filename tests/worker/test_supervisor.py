@@ -80,6 +80,8 @@ def test_crashes_with_a_checkpoint_between_them_do_not_add_up(world: World, post
         assert world.wait_terminal(job.id).state is JobState.SUCCEEDED
     assert len(world.events(job.id, "crashed")) == 5
     assert len(world.store.checkpoints(OWNER, job.id)) == 3
+    steps = [step for step, values in world.store.metrics(OWNER, job.id) if values != {"loss": 0.5}]
+    assert steps == [2, 3, 4, 5], "metrics before a checkpoint outlive the crash after it; step 1 was written again"
 
 
 def test_a_child_that_dies_before_it_is_ready_is_not_the_jobs_fault(world: World, post: Post) -> None:
