@@ -165,7 +165,10 @@ def load_base(
 
 
 def find_base(ref: str | Path, *, models_dir: Path | None = None) -> tuple[Path, str]:
-    """Return the folder of a base (downloaded if it is a hub id) and the name to call it by."""
+    """Return the folder of a base (downloaded if it is a hub id) and the name to call it by.
+
+    A bare name never means a folder of the current directory: names arrive in requests of other people.
+    """
     if isinstance(ref, Path) or ref.startswith(("/", "./", "../", "~")):
         folder = Path(ref).expanduser()
         if not folder.is_dir():
@@ -179,10 +182,11 @@ def find_base(ref: str | Path, *, models_dir: Path | None = None) -> tuple[Path,
         inside = (models_dir / ref).resolve()
         if inside != models_dir.resolve() and inside.is_relative_to(models_dir.resolve()) and inside.is_dir():
             return inside, ref
-    if Path(ref).is_dir():
-        return Path(ref), Path(ref).resolve().name
     if not HUB_ID.fullmatch(ref):
-        raise ModelUnavailable(f"no base model {ref!r}: not `tiny`, not a folder, not a hub id such as owner/name")
+        raise ModelUnavailable(
+            f"no base model {ref!r}: not `tiny`, not in CFFA_MODELS_DIR, not a hub id such as owner/name "
+            "(a folder is given with its path, e.g. ./folder)"
+        )
     return _download(ref), ref
 
 

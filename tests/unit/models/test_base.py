@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cffa_core.errors import InvalidSpec, ModelUnavailable
-from cffa_core.models.base import Base, base_digest, load_base
+from cffa_core.models.base import Base, base_digest, find_base, load_base
 
 
 def test_prompts_become_one_row_per_prompt(base: Base) -> None:
@@ -65,6 +65,13 @@ def test_a_name_in_models_dir_is_found(base_folder: Path) -> None:
 def test_a_name_cannot_leave_models_dir(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable):
         load_base(f"inner/../../{base_folder.name}", models_dir=base_folder.parent / "inner")
+
+
+def test_a_bare_name_is_no_folder_of_the_current_directory(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base_folder.parent)
+    assert find_base(f"./{base_folder.name}")[0].is_dir()
+    with pytest.raises(ModelUnavailable, match="no base model"):
+        find_base(base_folder.name)
 
 
 def test_missing_parts_are_all_named(base_folder: Path, tmp_path: Path) -> None:
