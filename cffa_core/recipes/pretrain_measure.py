@@ -5,6 +5,7 @@ Ridge Dice here is the card's own small measure; the scores of generated pairs a
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def round_trip(vae: AutoencoderKL, image: Image, device: torch.device) -> Image:
 
 
 def measure_round_trip(
-    vae: AutoencoderKL, cf: npt.NDArray[np.uint8], fa: npt.NDArray[np.uint8], device: torch.device, most: int = 12
+    vae: AutoencoderKL, cf: npt.NDArray[np.uint8], fa: npt.NDArray[np.uint8], device: torch.device, most: int = 16
 ) -> dict[str, float]:
     """Mean PSNR (dB) and ridge Dice, before against after, of CF (green, dark ridges) and FA (bright ridges)."""
     found: dict[str, list[float]] = {"psnr cf": [], "psnr fa": [], "dice cf": [], "dice fa": []}
@@ -118,9 +119,7 @@ def write_card(
         )
     ]
     machine = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{cpu_model()}, {torch.get_num_threads()} threads"
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of an {cpu_model()}"
     )
     text = CARD.format(
         seed=seed,
@@ -167,8 +166,9 @@ torch {torch}). Stages with wall-clock caps; loss is the smoothed training loss.
 
 VAE: L1 + Sobel L1 + L1 of 8x8 means on crops with colour jitter, first with KL, then with the posterior's deviation
 fixed at 0.06, at last the decoder alone; its 1x1 convolutions are folded so that each latent channel has mean 0 and
-deviation 1 (scaling_factor 1). U-Net: epsilon, min-SNR-5, offset noise 0.1, EMA 0.997, 10 % empty prompts, at {half} px
-and then at {resolution} px.
+deviation 1 (scaling_factor 1).
+
+U-Net: epsilon, min-SNR-5, offset noise 0.1, EMA 0.997, 10 % empty prompts; at {half} px, then at {resolution} px.
 
 ## Measured on held-out phantoms
 
