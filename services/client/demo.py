@@ -110,7 +110,9 @@ def run_demo(plan: DemoPlan, say: Say, on_progress: OnProgress) -> dict[str, Any
         give_up=4,
     )
     say("[2/6] Starting the service on this machine: an API and a worker")
-    previous = signal.signal(signal.SIGTERM, _end)
+    # Ctrl-C works even where the starter had it ignored, as shells do for commands in the background.
+    handlers = {signal.SIGTERM: _end, signal.SIGINT: signal.default_int_handler}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with servers, CffaClient(servers.url) as client:
             try:
@@ -122,7 +124,8 @@ def run_demo(plan: DemoPlan, say: Say, on_progress: OnProgress) -> dict[str, Any
                 say("interrupted: stopping the service")
                 raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     seconds = round(time.monotonic() - began, 1)
     say(f"      done in {seconds:.0f} s; the service is stopped")
     say(f"      look at it again with: cffa serve --home {out / 'home'}")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "library.py"
 SMALLER = {
-    '"tiny"': '"micro"',
+    '"tiny"': '"./micro"',
     "resolution=512": "resolution=64",
     "steps=200": "steps=2, preview_pairs=0",
     "steps=25": "steps=2",
