@@ -232,7 +232,8 @@ def train_unet(
     """Train U-Net and text encoder on ``latents``: epsilon loss, offset noise 0.1, 10 % empty prompts.
 
     The weight of the error in x0 is SNR clamped to 0.1..5: above as min-SNR-5 (Hang et al. 2023, eq. 8), below as
-    truncated SNR (Salimans & Ho 2022), since the noisiest steps settle aperture, disc and colour. Three prompts in ten are the modality's fixed prompt without findings.
+    truncated SNR (Salimans & Ho 2022), since the noisiest steps settle aperture, disc and colour. Three prompts in ten
+    are the modality's fixed prompt without findings.
     """
     unet, text = parts.unet.to(run.device, memory_format=torch.channels_last), parts.text_encoder.to(run.device)
     full = tokens(parts, [phantoms.caption(index) for index in range(len(latents))])
