@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+from cffa_core.errors import InvalidSettings, Problem
 
 SHORTEST_SECRET = 16
 SHORTEST_KEY = 32
@@ -24,7 +26,7 @@ _KNOWN_SECRETS = frozenset({"minioadmin", "changeme", "change-me", "password", "
 class Settings(BaseSettings):
     """Where things are and how long they may take. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="CFFA_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CFFA_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     mode: Literal["embedded", "cluster"] = "embedded"
     home: Path = Field(default=Path("cffa-home"), description="Folder of the embedded record, objects and caches.")
@@ -143,6 +145,18 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Address under which clients reach the API."""
         return self.public_url or f"http://{self.host}:{self.port}"
+
+
+def read_settings() -> Settings:
+    """This process's settings; raises :class:`InvalidSettings` that names every bad variable and repeats no value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = tuple(
+            Problem("_".join(("CFFA", *map(str, item["loc"]))).upper(), str(item["type"]), str(item["msg"]))
+            for item in error.errors(include_input=False, include_context=False)
+        )
+        raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error
 
 
 def _plain(value: Any) -> str:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from cffa_core.errors import LeaseLost
-from cffa_core.jobs import catalog, claims, endings, lifecycle, listing, results, rows, schema
+from cffa_core.jobs import catalog, claims, endings, lifecycle, listing, results, rows, schema, version
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.records import (
     Checkpoint,
@@ -57,6 +57,11 @@ class JobStore:
         """Ask the database one question; raises :class:`StorageUnavailable` when it does not answer."""
         with self._db.read() as connection:
             connection.execute(sa.select(sa.func.count()).select_from(schema.jobs))
+
+    def require_schema(self) -> None:
+        """Raise :class:`RecordOutdated` if the schema is older than this code needs; a newer one is fine."""
+        with self._db.read() as connection:
+            version.require_schema(connection)
 
     def close(self) -> None:
         """Give back all connections."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
-import time
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from cffa_core.data import ingest
-from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, NotFound, Problem, StorageUnavailable
+from cffa_core.errors import CffaError, Conflict, CorruptArtifact, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.records import Dataset, StoredFiles
 from cffa_core.storage.base import ObjectInfo, dataset_key
 from services.api import uploads
@@ -24,12 +23,13 @@ from services.api.access import Backend, DatasetId, IdempotencyKey, Owner, TheBa
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import documented
 from services.api.schemas import DatasetList, DatasetPair, DatasetPairList, DatasetView
+from services.api.scratch import upload_folder
 
-ABANDONED_SECONDS = 86_400
 MAX_NAME = 200
 MAX_PATTERN = 200
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 router = APIRouter(tags=["data sets"])
+_log = logging.getLogger("cffa.api")
 _FORM = {
     "requestBody": {
         "required": True,
@@ -72,7 +72,8 @@ async def upload_dataset(
 ) -> Response:
     """Take a zip of registered pairs in. Every problem of every file is named at once, with the file as its pointer; if
     there is one, nothing is taken in."""
-    folder = Path(await anyio.to_thread.run_sync(_scratch, backend))
+    held = contextlib.ExitStack()
+    folder = await anyio.to_thread.run_sync(held.enter_context, upload_folder(backend.settings.scratch_dir))
     try:
         source = folder / "upload.zip"
         upload = await uploads.receive(
@@ -87,28 +88,12 @@ async def upload_dataset(
         )
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(shutil.rmtree, folder)
+            await anyio.to_thread.run_sync(held.close)
     return JSONResponse(
         DatasetView.of(dataset).model_dump(mode="json"),
         status_code=201,
         headers={"Location": f"/v1/datasets/{dataset.id}"},
     )
-
-
-def _scratch(backend: Backend) -> str:
-    folder = backend.settings.scratch_dir / "uploads"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(dir=folder)
-    except OSError as error:
-        raise StorageUnavailable(f"no room for uploads: {error.strerror}") from error
-
-
-def remove_abandoned(scratch: Path) -> None:
-    """Remove what killed processes left of uploads, once it is a day old and so nobody's any more."""
-    for folder in (scratch / "uploads").glob("*"):
-        if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _form(fields: dict[str, str]) -> tuple[str, str | None]:
@@ -158,12 +143,21 @@ def _take_in(
             stored=StoredFiles(stored),
         )
     except BaseException as error:
-        for info in stored.values():
-            backend.objects.delete(info.key)
+        _remove(backend, [info.key for info in stored.values()])
         # The same upload, sent twice at once: the other one was first.
         if isinstance(error, Conflict) and (made := _replayed(backend, owner, dataset_id, checked.digest, name)):
             return made
         raise
+
+
+def _remove(backend: Backend, keys: list[str]) -> None:
+    """Take back what was stored; what cannot be deleted now is named in the log, and the first error stays the one."""
+    for number, key in enumerate(keys):
+        try:
+            backend.objects.delete(key)
+        except CffaError:
+            _log.exception("%d objects of a refused upload are still stored: %s ...", len(keys) - number, key)
+            return
 
 
 def _id_of(owner: str, key: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from cffa_core.errors import CffaError, Problem, StorageUnavailable
+from cffa_core.errors import CffaError, Problem, RecordOutdated, StorageUnavailable
 from cffa_core.jobs.spec import Kind
 from services.api.access import Backend, Owner, TheBackend
 from services.api.problems import documented
@@ -72,7 +72,12 @@ def readyz(backend: TheBackend) -> Ready:
 
 def _record(backend: Backend) -> Problem | None:
     try:
+        if backend.settings.mode == "cluster":
+            backend.store.require_schema()
         backend.store.ping()
+    except RecordOutdated as error:
+        _log.error("not ready: %s", error.message)
+        return Problem("record", error.code, "the record is not set up for this version of the service yet")
     except CffaError as error:
         _log.exception("not ready: the record")
         return Problem("record", error.code, "the record does not answer")

@@ -106,18 +106,9 @@ def reference(spec: Path | None, name: str, given: str | None) -> str:
 
 def settings() -> Settings:
     """This machine's settings from the environment; raises ``InvalidSettings`` naming every bad variable."""
-    from pydantic import ValidationError
+    from cffa_core.settings import read_settings
 
-    from cffa_core.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        problems = tuple(
-            Problem("CFFA_" + "_".join(str(part) for part in item["loc"]).upper(), str(item["type"]), str(item["msg"]))
-            for item in error.errors()
-        )
-        raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error
+    return read_settings()
 
 
 def device(asked: str) -> str:
