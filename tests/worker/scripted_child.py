@@ -6,6 +6,7 @@ It speaks through the real channel and stores real objects, so supervisor, recor
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -36,6 +37,9 @@ class Act(IntEnum):
     SLOW_FIRST_ATTEMPT = 10
     SPEAK_GARBAGE_ONCE = 11
     CHECKPOINT_THEN_SEGFAULT = 12
+    ABORT = 13
+    KILLED_FOR_MEMORY = 14
+    OUT_OF_MEMORY = 15
 
 
 def finish(channel: Channel, objects: ObjectStore, order: WorkOrder) -> None:
@@ -74,6 +78,13 @@ def perform(channel: Channel, objects: ObjectStore, order: WorkOrder, numerics_k
         return channel.send(Stopped())
     if act is Act.SEGFAULT:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if act is Act.ABORT:
+        os.abort()
+    if act is Act.KILLED_FOR_MEMORY:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act is Act.OUT_OF_MEMORY:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        bytearray(2 << 30)
     if act is Act.CHECKPOINT_THEN_SEGFAULT and order.attempt < 6:
         # The first of the two is carried by a renewal, the second would have to wait for the next one.
         for steps, metrics in ((1, ()), (2, ((order.attempt, {"loss": float(order.attempt)}),))):
