@@ -1,8 +1,8 @@
 """``python -m services.api``: the HTTP server of one process, with settings from the environment.
 
 In a cluster it refuses to start on a record that is older than it needs; servers that do not answer yet are waited for
-(``/readyz`` says so). Ends cleanly on SIGTERM or SIGINT: new connections are refused, event streams and long polls are told to end, running
-requests get ten seconds.
+(``/readyz`` says so). Ends cleanly on SIGTERM or SIGINT: new connections are refused, event streams and long polls are
+told to end, running requests get ten seconds.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from cffa_core.errors import NotFound
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
+from services.api.delivery import Delivery
 from services.api.problems import Unauthorized
 
 LOCAL_OWNER = "local"
@@ -27,7 +28,7 @@ CHECKS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Backend:
-    """Opened once per process.
+    """Opened once per process. ``delivery`` wakes workers; it does nothing where they poll.
 
     ``checks`` bounds how many uploads are checked at a time: that is heavy, and the other routes need their threads.
     ``stopping`` is set when the server begins to shut down, so that long answers end.
@@ -36,6 +37,7 @@ class Backend:
     settings: Settings
     store: JobStore
     objects: ObjectStore
+    delivery: Delivery
     checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
     stopping: threading.Event = field(default_factory=threading.Event)
 

@@ -40,6 +40,7 @@ from services.api import (
     web,
 )
 from services.api.access import Backend
+from services.api.delivery import Delivery
 from services.api.request_log import RequestLog
 
 TAGS = [
@@ -79,15 +80,16 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         backend = await run_in_threadpool(_open, settings)
         app.state.backend = backend
-        sweeper = asyncio.create_task(_sweep(backend))
-        try:
-            yield
-        finally:
-            backend.stopping.set()
-            sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sweeper
-            await run_in_threadpool(backend.store.close)
+        with backend.delivery:
+            sweeper = asyncio.create_task(_sweep(backend))
+            try:
+                yield
+            finally:
+                backend.stopping.set()
+                sweeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sweeper
+        await run_in_threadpool(backend.store.close)
 
     app = FastAPI(
         title="CFFA",
@@ -110,9 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(keys.KeyGate, keys=gate)
     app.state.measured = metrics.Measured()
     # With a key in each request, neither its host name nor the page it came from matters.
-    app.add_middleware(
-        RequestLog, hosts=_hosts(settings), foreign_pages=cluster, on_answer=app.state.measured.answered
-    )
+    app.add_middleware(RequestLog, hosts=_hosts(settings), foreign_pages=cluster, on_answer=app.state.measured.answered)
     return app
 
 
@@ -122,7 +122,7 @@ def _open(settings: Settings) -> Backend:
     if settings.mode == "embedded":
         store.migrate()
     scratch.remove_abandoned(settings.scratch_dir)
-    return Backend(settings, store, open_store(settings))
+    return Backend(settings, store, open_store(settings), Delivery(settings, store))
 
 
 async def _sweep(backend: Backend) -> None:

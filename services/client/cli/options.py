@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cffa_core.errors import InvalidSettings, InvalidSpec, Problem
+from cffa_core.errors import InvalidSpec, Problem
+from services.client.keys import find_key
 
 if TYPE_CHECKING:
     from cffa_core.jobs.spec import GenerateSettings, TrainSettings
@@ -23,7 +24,13 @@ Url = Annotated[
 ]
 Key = Annotated[
     str,
-    typer.Option("--api-key", envvar="CFFA_API_KEY", help="Key of the owner, if any.", rich_help_panel="Service"),
+    typer.Option(
+        "--api-key",
+        envvar="CFFA_API_KEY",
+        callback=find_key,
+        help="Key of the service, if it wants one; better kept in the file that CFFA_API_KEY_FILE names.",
+        rich_help_panel="Service",
+    ),
 ]
 S = TypeVar("S", "TrainSettings", "GenerateSettings")
 DEFAULT_URL = "http://127.0.0.1:8008"
