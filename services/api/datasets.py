@@ -18,6 +18,7 @@ from cffa_core.data import ingest
 from cffa_core.errors import CffaError, Conflict, CorruptArtifact, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.records import Dataset, StoredFiles
 from cffa_core.storage.base import ObjectInfo, dataset_key
+from cffa_core.storage.manifest import read_verified
 from services.api import uploads
 from services.api.access import Backend, DatasetId, IdempotencyKey, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
@@ -231,7 +232,7 @@ def list_dataset_pairs(
     """Pairs as they were taken in, with signed links to both images."""
     dataset = backend.store.get_dataset(owner, dataset_id)
     try:
-        pairs = json.loads(backend.objects.get_bytes(dataset.stored.files["dataset.json"].key))["pairs"]
+        pairs = json.loads(read_verified(backend.objects, dataset.stored.files["dataset.json"]))["pairs"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"the index of data set {dataset_id} is not readable") from error
     first = offset_of(page_token)

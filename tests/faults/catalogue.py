@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.faults import (
+    flipped_byte,
     kill_generation,
     kill_training,
     poison_unit,
@@ -19,4 +20,5 @@ FAULTS: tuple[Fault, ...] = (
     sqlite_kill.FAULT,
     poison_unit.FAULT,
     rolling_restart.FAULT,
+    flipped_byte.FAULT,
 )
