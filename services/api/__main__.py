@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from cffa_core.errors import CffaError, RecordOutdated, StorageUnavailable
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings, read_settings
+from cffa_core.storage.open import open_s3
 from services.api.app import create_app
 
 GRACE_SECONDS = 10
@@ -38,9 +39,11 @@ class Server(uvicorn.Server):
 
 
 def require_set_up(settings: Settings) -> None:
-    """Raise :class:`RecordOutdated` if a cluster's record is older than this code needs."""
+    """Raise :class:`RecordOutdated` if a cluster's record is older than this code needs, and
+    :class:`InvalidSettings` for an object store's address that is none."""
     if settings.mode != "cluster":
         return
+    open_s3(settings).close()
     store = JobStore(settings.record_url)
     try:
         store.require_schema()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from cffa_core.errors import CffaError, InvalidSettings, StorageUnavailable
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings, read_settings
-from cffa_core.storage.open import make_bucket
+from cffa_core.storage.open import open_s3
 
 PAUSE_SECONDS = 1.0
 _log = logging.getLogger("cffa.setup")
@@ -28,16 +28,20 @@ def set_up(settings: Settings, *, timeout: float) -> None:
     """
     if settings.mode != "cluster":
         raise InvalidSettings("set-up is for a cluster (CFFA_MODE=cluster); the embedded service does it by itself")
+    objects = open_s3(settings)
     end = time.monotonic() + timeout
     store = JobStore(settings.record_url)
     try:
         _until(end, "the record", store.migrate)
     finally:
         store.close()
-    _until(end, "the object store", lambda: make_bucket(settings))
+    try:
+        _until(end, "the object store", objects.ensure_bucket)
+    finally:
+        objects.close()
 
 
-def _until(end: float, what: str, action: Callable[[], None]) -> None:
+def _until(end: float, what: str, action: Callable[[], object]) -> None:
     """Repeat ``action`` until it works or the time is over; the last error says why it did not."""
     said = ""
     while True:
