@@ -67,7 +67,14 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=60.0, gt=0)
     renew_seconds: float = Field(default=15.0, gt=0)
-    poll_seconds: float = Field(default=1.0, gt=0, description="How often an idle worker looks for work.")
+    poll_seconds: float = Field(
+        default_factory=lambda earlier: 10.0 if earlier.get("mode") == "cluster" else 1.0,
+        gt=0,
+        description="How often an idle worker looks for work by itself: every second, 10 s where a broker wakes it.",
+    )
+    worker_kinds: str = Field(
+        default="", description="Kinds of jobs that a worker takes, e.g. `training,generation`; empty means all."
+    )
     sweep_seconds: float = Field(default=5.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0, description="No step within this time: the child is killed.")
     cancel_grace_seconds: float = Field(default=20.0, gt=0)

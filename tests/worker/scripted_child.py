@@ -1,6 +1,7 @@
 """A child that does what the seed of its job says, without numeric libraries: ``scripted_child.py NUMERICS_KEY``.
 
-It speaks through the real channel and stores real objects, so supervisor, record and storage are the real ones.
+It speaks through the real channel and stores real objects, so supervisor, record and storage are the real ones. With
+a second argument ``local`` it stores them in the home folder even in cluster mode, so that no S3 server is needed.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def main() -> None:
     channel = take_over_standard_streams()
     while True:
         order = channel.next_order()
-        perform(channel, open_store(Settings(**order.settings)), order, sys.argv[1])
+        local = {"mode": "embedded"} if sys.argv[2:] == ["local"] else {}
+        perform(channel, open_store(Settings(**(order.settings | local))), order, sys.argv[1])
 
 
 if __name__ == "__main__":
