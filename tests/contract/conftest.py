@@ -11,6 +11,7 @@ from cffa_core.jobs.store import JobStore
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.local import LocalStore
 from tests.record_cases import memory_folder, sqlite_store
+from tests.s3_buckets import s3_store
 
 
 @pytest.fixture
@@ -26,7 +27,10 @@ def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[JobStore]:
     opened.close()
 
 
-@pytest.fixture(params=["local"])
-def objects(request: pytest.FixtureRequest, folder: Path) -> ObjectStore:
-    stores = {"local": lambda: LocalStore(folder / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")}
-    return stores[request.param]()
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
+def objects(request: pytest.FixtureRequest, folder: Path) -> Iterator[ObjectStore]:
+    if request.param == "local":
+        yield LocalStore(folder / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")
+    else:
+        with s3_store(request.getfixturevalue("s3_server")) as opened:
+            yield opened
