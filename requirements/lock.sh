@@ -3,7 +3,7 @@
 #   lock.txt     everything that pyproject.toml names, with the tools of development; what `make` installs
 #   api.txt      what the API image needs: no torch and nothing of its kind, no command line
 #   flower.txt   the same with Celery's monitor
-#   worker.txt   what the worker image needs: as lock.txt, without the tools of development
+#   worker.txt   what the worker image needs: no web server, no command line, no tools of development
 #   deploy.txt   the tools that check deploy/ (deploy.in); big, so not part of lock.txt
 # api, flower and worker are cut from lock.txt: the same versions, the same hashes.
 # torch (and the CUDA libraries that its default wheel brings) stays out of all: its CPU and CUDA wheels have different
@@ -41,6 +41,7 @@ cut_from_lock() {
 }
 
 command_line=(httpx rich typer)
+web=(fastapi python-multipart uvicorn)
 models=(accelerate diffusers peft safetensors scikit-image scipy torch transformers)
 monitor=$(grep -o 'flower[^"]*' pyproject.toml)
 
@@ -51,4 +52,4 @@ if [[ ${1:-} != --cut-only ]]; then # --cut-only: leave lock.txt as it is
 fi
 roots "${command_line[@]}" "${models[@]}" | cut_from_lock api.txt
 { roots "${command_line[@]}" "${models[@]}" && echo "$monitor"; } | cut_from_lock flower.txt
-roots "${command_line[@]}" | cut_from_lock worker.txt
+roots "${command_line[@]}" "${web[@]}" | cut_from_lock worker.txt
