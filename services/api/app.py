@@ -118,7 +118,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _open(settings: Settings) -> Backend:
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    store = JobStore(settings.record_url, max_crashes=settings.max_crashes, max_expiries=settings.max_expiries)
+    store = JobStore(
+        settings.record_url,
+        max_crashes=settings.max_crashes,
+        max_expiries=settings.max_expiries,
+        owner_running_units=settings.owner_running_units,
+        application="cffa-api",
+    )
     if settings.mode == "embedded":
         store.migrate()
     scratch.remove_abandoned(settings.scratch_dir)

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from cffa_core.jobs.records import QueueCounts
+from cffa_core.jobs.records import Load
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.store import JobStore
 from services.api.access import TheBackend
@@ -47,7 +47,7 @@ class Measured:
             buckets=BUCKETS,
         )
         self._lock = threading.Lock()
-        self._load: tuple[float, dict[Kind, QueueCounts]] | None = None
+        self._load: tuple[float, Load] | None = None
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answer; ``route`` is a template, since paths would be a new series each."""
@@ -58,7 +58,7 @@ class Measured:
         """The whole page. The record is asked at most once a second, however many ask here."""
         with self._lock:
             if self._load is None or time.monotonic() - self._load[0] > REUSE_SECONDS:
-                self._load = (time.monotonic(), store.queue_summary())
+                self._load = (time.monotonic(), store.load())
             load = self._load[1]
         shown = CollectorRegistry()
         shown.register(_Shown(load))
@@ -68,14 +68,24 @@ class Measured:
 class _Shown(Collector):
     """The gauges of one look at the record."""
 
-    def __init__(self, load: dict[Kind, QueueCounts]) -> None:
+    def __init__(self, load: Load) -> None:
         self._seen = load
 
     def collect(self) -> Iterator[Metric]:
-        load = GaugeMetricFamily("cffa_queue_load", "Units that wait or run, by kind.", labels=["kind"])
-        for kind, counts in self._seen.items():
-            load.add_metric([kind], counts.waiting_units + counts.running_units)
-        yield load
+        seen = self._seen
+        jobs = GaugeMetricFamily("cffa_jobs", "Jobs by kind and state.", labels=["kind", "state"])
+        for (kind, job_state), number in seen.jobs.items():
+            jobs.add_metric([kind, job_state], number)
+        units = GaugeMetricFamily("cffa_units", "Units that wait or are worked on.", labels=["kind", "state"])
+        load = GaugeMetricFamily("cffa_queue_load", "Units that wait or are worked on, in all.", labels=["kind"])
+        age = GaugeMetricFamily("cffa_queue_age_seconds", "Age of the unit that waits longest.", labels=["kind"])
+        for (kind, unit_state), number in seen.units.items():
+            units.add_metric([kind, unit_state], number)
+        for kind in Kind:
+            load.add_metric([kind], sum(number for (of, _), number in seen.units.items() if of is kind))
+            age.add_metric([kind], seen.oldest_seconds.get(kind, 0.0))
+        workers = GaugeMetricFamily("cffa_workers", "Workers heard of within the last minute.", value=seen.workers)
+        yield from (jobs, units, load, age, workers)
 
 
 @router.get(
