@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
@@ -10,6 +12,7 @@ from minio.error import S3Error
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
 ABANDONED_DAYS = 3
+_ATTEMPTS = 5
 _RULE = "cffa-abort-incomplete-uploads"
 _UNABLE = {"NotImplemented", "MethodNotAllowed", "MalformedXML", "InvalidRequest", "InvalidArgument"}
 _EXISTS = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
@@ -27,13 +30,18 @@ def make_bucket(client: Minio, bucket: str) -> bool:
         except S3Error as error:
             if error.code not in _EXISTS or not client.bucket_exists(bucket):
                 raise
-    try:
-        _abort_abandoned(client, bucket)
-    except S3Error as error:
-        if error.code not in _UNABLE:
-            raise
-        _log.warning("bucket %s: no rule for unfinished uploads, the server answers %s", bucket, error.code)
-        return False
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _abort_abandoned(client, bucket)
+            break
+        except S3Error as error:
+            if error.code in _UNABLE:
+                _log.warning("bucket %s: no rule for unfinished uploads, the server answers %s", bucket, error.code)
+                return False
+            # Of two set-ups that write the rule at once a server may fail one; then the other's is there to be read.
+            if error.response.status < 500 or attempt == _ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0.1, 0.5) * attempt)
     return True
 
 
@@ -49,4 +57,6 @@ def _abort_abandoned(client: Minio, bucket: str) -> None:
         rule_id=_RULE,
         abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days_after_initiation=ABANDONED_DAYS),
     )
-    client.set_bucket_lifecycle(bucket, LifecycleConfig([*rules, ours]))
+    # A server may have kept the rule without its end; it is written again, not twice.
+    others = [rule for rule in rules if rule.rule_id != _RULE]
+    client.set_bucket_lifecycle(bucket, LifecycleConfig([*others, ours]))
