@@ -75,7 +75,9 @@ def main() -> int:
     parser.add_argument("--kinds", default="", help="kinds of jobs to take, comma separated (default: all)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Celery would log every probe that an idle worker sends itself.
+    for noisy in ("alembic", "celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     settings, metrics = Settings(), WorkerMetrics()
     try:
         with metrics.served(settings.host, settings.metrics_port):

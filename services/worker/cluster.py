@@ -56,7 +56,7 @@ class ClusterWorker:
         outbox = Outbox(app, private)
         self._watch = Watch(
             outbox,
-            busy=lambda: self._worker.busy,
+            idle=lambda: self._worker.idle,
             revive=self._listener.revive,
             give_up=self._give_up,
             top_up=lambda: top_up(

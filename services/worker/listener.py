@@ -66,7 +66,7 @@ class Listener:
         consumer = getattr(self._controller, "consumer", None)
         if consumer is None or consumer.connection is None or consumer.hub is None:
             return False
-        consumer.hub.call_soon(_lose_connection)
+        consumer.hub.call_soon(self._lose_connection)
         return True
 
     def stop(self, seconds: float) -> bool:
@@ -103,6 +103,7 @@ class Listener:
             log.error("the Celery worker ended by itself; it is started again in %g s", RESTART_SECONDS)
             self._stopping.wait(RESTART_SECONDS)
 
-
-def _lose_connection() -> None:
-    raise ConnectionResetError("nothing was received although the broker answers; connecting anew")
+    def _lose_connection(self) -> None:
+        """On Celery's own thread, whose loop answers a connection error with a new connection."""
+        if not self._stopping.is_set():
+            raise ConnectionResetError("nothing was received although the broker answers")

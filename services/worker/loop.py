@@ -72,15 +72,16 @@ class Worker:
         self._idle = threading.Condition()
         self._asked = 0
         self._answered = 0
+        self._resting = False
         self._due: dict[str, float] = {}
         self._avoided: dict[str, tuple[float, float]] = {}
         self._unwell = 0
         self._registered_versions: str | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether a unit is in hand."""
-        return self._metrics.busy
+    def idle(self) -> bool:
+        """Whether the loop found nothing to do and waits to be woken."""
+        return self._resting
 
     def stop(self) -> None:
         """Claim nothing more, give back the unit in hand at its next safe point, return from :meth:`run`."""
@@ -131,8 +132,12 @@ class Worker:
     def _rest(self) -> None:
         """Wait for the next poll or until woken, and keep house meanwhile."""
         end = time.monotonic() + self._settings.poll_seconds
+        nap = min(self._settings.sweep_seconds, self._settings.renew_seconds)
         while (left := end - time.monotonic()) > 0:
-            if self._wake.wait(min(left, self._settings.sweep_seconds, self._settings.renew_seconds)):
+            self._resting = True
+            woken = self._wake.wait(min(left, nap))
+            self._resting = False
+            if woken:
                 return
             self._keep_house()
 

@@ -20,10 +20,9 @@ STEP_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 
 
 class WorkerMetrics:
-    """Counters of one worker, in a registry of their own. ``busy`` says whether a unit is in hand."""
+    """Counters of one worker, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.busy = False
         self._registry = CollectorRegistry()
         self._units = Counter(
             "cffa_worker_units", "Units that left this worker.", ["kind", "outcome"], registry=self._registry
@@ -48,12 +47,11 @@ class WorkerMetrics:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Around the work on one unit."""
-        self.busy, self._last = True, None
+        self._last = None
         self._busy.set(1)
         try:
             yield
         finally:
-            self.busy = False
             self._busy.set(0)
 
     def heard(self, claim: Claim, beat: Beat) -> None:

@@ -24,26 +24,29 @@ log = logging.getLogger("cffa.worker")
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: between probes of an idle worker, until it connects anew, and (from the same probe) until it ends."""
+    """Seconds between the probes of an idle worker; unanswered ones until it connects anew, and until it ends.
 
-    probe: float = 10.0
-    revive: float = 15.0
-    give_up: float = 40.0
+    They are counted rather than timed, so that a process that was stopped for a while is not taken for a deaf one.
+    """
+
+    seconds: float = 10.0
+    revive: int = 2
+    give_up: int = 5
 
 
 class Watch:
     """The watch of one worker, on a thread of its own between :meth:`start` and :meth:`stop`.
 
-    ``busy`` says whether the worker has something in hand (it listens to nothing then), ``revive`` makes it connect
-    anew, ``give_up`` ends the process; the latter is also called if the watch itself fails. ``top_up`` is called
-    every ``top_up_seconds``.
+    ``idle`` says whether the worker waits for messages (it listens to nothing while it works), ``revive`` makes it
+    connect anew, ``give_up`` ends the process; the latter is also called if the watch itself fails. ``top_up`` is
+    called every ``top_up_seconds``.
     """
 
     def __init__(
         self,
         outbox: Outbox,
         *,
-        busy: Callable[[], bool],
+        idle: Callable[[], bool],
         revive: Callable[[], bool],
         give_up: Callable[[], None],
         top_up: Callable[[], int],
@@ -51,14 +54,14 @@ class Watch:
         patience: Patience,
     ) -> None:
         self._outbox = outbox
-        self._busy = busy
+        self._idle = idle
         self._revive = revive
         self._give_up = give_up
         self._top_up = top_up
         self._top_up_seconds = top_up_seconds
         self._patience = patience
         self._stopping = threading.Event()
-        self._unanswered: float | None = None
+        self._unanswered = 0
         self._revived = False
         self._reachable = True
         self._due: dict[str, float] = {}
@@ -76,7 +79,7 @@ class Watch:
 
     def heard(self) -> None:
         """A probe arrived. May be called from any thread."""
-        self._unanswered = None
+        self._unanswered = 0
         if self._revived:
             self._revived = False
             log.info("messages arrive again")
@@ -94,37 +97,34 @@ class Watch:
         try:
             if self._is_due("top-up", self._top_up_seconds) and (published := self._top_up()):
                 log.info("%d messages for units nobody was told of", published)
-            if self._busy():
-                self._unanswered, self._revived = None, False
-            else:
-                self._listen()
+            if not self._idle():
+                self._unanswered = 0
+            elif self._is_due("probe", self._patience.seconds):
+                self._probe()
         except CffaError as error:
             log.warning("the record: %s", error.message)
         except BROKER_ERRORS as error:
-            self._unanswered = None  # where nothing can be sent, silence says nothing
+            self._unanswered = 0  # where nothing can be sent, silence says nothing
             if self._reachable:
                 log.warning("the broker cannot be reached, work is looked for without it: %s", error)
             self._reachable = False
 
-    def _listen(self) -> None:
-        if self._is_due("probe", self._patience.probe):
-            sent = time.monotonic()
-            since = self._unanswered if self._unanswered is not None else sent
-            self._unanswered = since  # before it is sent: the answer may come at once
-            self._outbox.probe("")
-            if not self._reachable:
-                log.info("the broker answers again")
-            self._reachable = True
-        if self._unanswered is None:
-            return
-        silent = time.monotonic() - self._unanswered
-        if silent > self._patience.give_up:
-            log.error("no message arrived for %.0f s although the broker answers; the worker ends", silent)
+    def _probe(self) -> None:
+        """Send one more probe, or act if too many were not answered."""
+        silent = self._unanswered
+        if silent >= self._patience.give_up:
+            log.error("%d probes did not arrive although the broker answers; the worker ends", silent)
             self._stopping.set()
             self._give_up()
-        elif silent > self._patience.revive and not self._revived:
+            return
+        if silent >= self._patience.revive and not self._revived:
+            log.warning("%d probes did not arrive although the broker answers; connecting anew", silent)
             self._revived = self._revive()
-            log.warning("no message arrived for %.0f s although the broker answers; connecting anew", silent)
+        self._unanswered = silent + 1  # before it is sent: the answer may come at once
+        self._outbox.probe(str(silent))
+        if not self._reachable:
+            log.info("the broker answers again")
+        self._reachable = True
 
     def _is_due(self, what: str, every: float) -> bool:
         now = time.monotonic()

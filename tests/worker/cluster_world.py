@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,27 +16,25 @@ from typing import Any
 
 import redis
 
-from cffa_core.jobs.delivery import TASK
 from cffa_core.jobs.records import Job
 from cffa_core.jobs.spec import Kind
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.open import open_local
-from services.worker.outbox import Outbox
+from services.worker.outbox import BROKER_ERRORS, Outbox
 from services.worker.tasks import make_app
 from tests.worker.scripted_child import Act
-from tests.worker.world import OWNER, RUN_WITH_CHILD, World, scripted
+from tests.worker.world import RUN_WITH_CHILD, World, scripted
 
 _databases = itertools.cycle(range(1, 16))
-RUN_IMPATIENT = """
+RUN_WATCHED = """
 import logging, sys
 from cffa_core.settings import Settings
 from services.worker.__main__ import run
 from services.worker.cluster import ClusterWorker
 from services.worker.watch import Patience
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-worker = ClusterWorker(Settings(), child_command=sys.argv[1:], patience=Patience(probe=0.5, revive=2.0, give_up=6.0))
-sys.exit(run(worker))
+sys.exit(run(ClusterWorker(Settings(), child_command=sys.argv[1:], patience={patience!r})))
 """
 
 
@@ -63,7 +60,8 @@ class ClusterWorld(World):
         home.mkdir(parents=True, exist_ok=True)
         super().__init__(home, models_dir, **(values | changes))
         self.redis = redis.Redis.from_url(self.settings.queue_url, decode_responses=True)
-        self._outbox = Outbox(make_app(self.settings), "none")
+        self._app = make_app(self.settings)
+        self._outbox = Outbox(self._app, "none")
         self.model_id = ""
 
     def open_objects(self) -> ObjectStore:
@@ -96,14 +94,26 @@ class ClusterWorld(World):
 
     def wait_listening(self, count: int, seconds: float = 60.0) -> None:
         """Wait until so many workers answer through the broker."""
-        self.wait(lambda: len(self.inspect("ping")) == count, seconds, f"{count} workers to listen\n{self.logs()}")
+        self.wait(lambda: len(self.ping(count)) == count, seconds, f"{count} workers to listen")
+
+    def ping(self, count: int) -> set[str]:
+        """Celery names of the workers that answer, up to ``count`` of them; none while the broker is away."""
+        try:
+            replies = self.control("ping", reply=True, timeout=1.0, limit=count)
+        except BROKER_ERRORS:
+            return set()
+        return {name for reply in replies for name in reply}
+
+    def control(self, command: str, **options: Any) -> list[dict[str, Any]]:
+        """Send a command of Celery's remote control to all workers."""
+        with self._app.connection_for_write() as connection:
+            return self._app.control.broadcast(command, connection=connection, **options) or []
 
     def inspect(self, command: str) -> dict[str, Any]:
         """What ``celery inspect COMMAND`` prints, by worker."""
-        done = self.celery("inspect", command, "--json", "--timeout", "2")
-        # Celery says how many nodes answered before or after the document, depending on its version.
-        found = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)
-        return dict(json.loads(found[0])) if found else {}
+        done = self.celery("inspect", command, "--json", "--timeout", "3")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return dict(json.loads(done.stdout))
 
     def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run Celery's command line on this cluster."""
@@ -148,6 +158,3 @@ class ClusterWorld(World):
         super().close()
         self._outbox.close()
         self.redis.close()
-
-
-__all__ = ["OWNER", "TASK", "ClusterWorld", "local_child"]

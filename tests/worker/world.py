@@ -63,6 +63,18 @@ def write_pairs(folder: Path, count: int = 4) -> Path:
     return folder
 
 
+@contextmanager
+def running_worker(worker: Worker) -> Iterator[Worker]:
+    """``worker`` at work on a thread of this process."""
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join()
+
+
 class World:
     """One home folder and what can be done with it."""
 
@@ -184,14 +196,8 @@ class World:
     @contextmanager
     def worker_thread(self, child_command: Sequence[str] = CHILD_COMMAND) -> Iterator[Worker]:
         """A worker in a thread of this process; the shortest way to a running one."""
-        worker = Worker(self.settings, child_command=child_command)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
+        with running_worker(Worker(self.settings, child_command=child_command)) as worker:
             yield worker
-        finally:
-            worker.stop()
-            thread.join()
 
     def wait(self, what: Callable[[], Any], seconds: float = 60.0, why: str = "") -> Any:
         """Poll until ``what()`` is true; returns it."""
