@@ -13,12 +13,15 @@ from cffa_core.errors import NotFound
 from cffa_core.jobs.locked import LockedJob, take_claimed
 from cffa_core.jobs.records import Claim
 from cffa_core.jobs.schema import clock, jobs, units
-from cffa_core.jobs.state import JobState, UnitState
+from cffa_core.jobs.state import JobState, UnitKind, UnitState
 
 
 def release(connection: sa.Connection, held: Claim, reason: str | None = None) -> None:
     """See :meth:`JobStore.release`."""
     job, unit = take_claimed(connection, held)
+    reason = _text(reason)
+    if held.kind is UnitKind.TRAIN:
+        job.worked(unit)
     job.free(unit.id)
     job.note("released", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason)
     if reason is not None and not job.over:
@@ -38,6 +41,9 @@ def crashed(
 ) -> bool:
     """See :meth:`JobStore.crashed`."""
     job, unit = take_claimed(connection, held)
+    reason, detail = _text(reason) or "", _text(detail)
+    if held.kind is UnitKind.TRAIN:
+        job.worked(unit)
     crashes = 0 if made_progress else unit.crashes + 1
     between = unit.crashes_since_result + 1
     job.note("crashed", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason, detail=detail)
@@ -59,7 +65,7 @@ def crashed(
 def fail(connection: sa.Connection, held: Claim, code: str, message: str) -> None:
     """See :meth:`JobStore.fail`."""
     job, unit = take_claimed(connection, held)
-    _end_unit(job, unit, code, message, {})
+    _end_unit(job, unit, code, _text(message) or "", {})
     job.save()
 
 
@@ -111,3 +117,8 @@ def expire(connection: sa.Connection, job_id: str, max_expiries: int) -> int:
     if late or job.state is not before:
         job.save()
     return len(late)
+
+
+def _text(said: str | None) -> str | None:
+    """What a process said, without characters that no database stores (NUL, halves of surrogate pairs)."""
+    return None if said is None else said.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

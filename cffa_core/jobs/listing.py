@@ -8,26 +8,28 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.catalog import pointed_keys
-from cffa_core.jobs.pace import UnitPace, Waiting, job_progress, queue_positions
-from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part, QueueCounts
+from cffa_core.jobs.pace import Place, UnitPace, job_progress, seconds_until_done
+from cffa_core.jobs.queue import live_workers, measured_rate, places
+from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part
 from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
-from cffa_core.jobs.schema import jobs, owners, units
+from cffa_core.jobs.schema import jobs, units
 from cffa_core.jobs.schema import metrics as metric_rows
 from cffa_core.jobs.spec import Kind, parse_spec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 
 
-def get_job(connection: sa.Connection, owner: str, job_id: str) -> Job:
-    """See :meth:`JobStore.get_job`."""
-    return _jobs_of(connection, [_row(connection, owner, job_id)])[0]
+def get_job(connection: sa.Connection, owner: str, job_id: str, cap: int) -> Job:
+    """See :meth:`JobStore.get_job`; ``cap`` units of one owner run at a time (0: any number)."""
+    return _jobs_of(connection, [_row(connection, owner, job_id)], cap)[0]
 
 
 def _row(connection: sa.Connection, owner: str, job_id: str) -> sa.Row[Any]:
@@ -44,6 +46,7 @@ def list_jobs(
     state: JobState | None,
     page_size: int,
     page_token: str | None,
+    cap: int,
 ) -> Page[Job]:
     """See :meth:`JobStore.list_jobs`."""
     size, below = page_limits(page_size, page_token)
@@ -55,11 +58,11 @@ def list_jobs(
     if below is not None:
         query = query.where(jobs.c.number < below)
     rows = connection.execute(query).all()
-    return as_page(_jobs_of(connection, rows), [row.number for row in rows], size)
+    return as_page(_jobs_of(connection, rows, cap), [row.number for row in rows], size)
 
 
-def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Job]:
-    """Job rows with what is computed on reading: progress, counts, queue position."""
+def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int) -> list[Job]:
+    """Job rows with what is computed on reading: progress, counts, place in the queue, time left."""
     work: dict[str, list[UnitPace]] = defaultdict(list)
     moving = [row.id for row in rows if JobState(row.state) not in TERMINAL]
     query = sa.select(units).where(
@@ -81,13 +84,28 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Job
                 reported_at=unit.reported_at,
             )
         )
-    positions: dict[str, int] = {}
-    for kind in {row.kind for row in rows if row.state == JobState.QUEUED.value}:
-        positions |= _positions(connection, kind)
-    return [_job_of(row, work[row.id], positions.get(row.id)) for row in rows]
+    waits: dict[Kind, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.waiting and not any(unit.live for unit in work[row.id]):
+            waits[Kind(row.kind)].append(row.id)
+    found: dict[str, Place] = {}
+    busy: dict[Kind, int] = {}
+    for kind, ids in waits.items():
+        found |= places(connection, kind, ids)
+        busy[kind] = live_workers(connection, kind)
+    jobs_found = []
+    for row in rows:
+        job = _job_of(row, work[row.id])
+        if (place := found.get(row.id)) is not None:
+            workers = busy[job.kind]
+            rate = measured_rate(connection, job.spec) if workers else None
+            eta = seconds_until_done(place, rate, workers, cap)
+            job = replace(job, queue_position=place.position, progress=replace(job.progress, eta_seconds=eta))
+        jobs_found.append(job)
+    return jobs_found
 
 
-def _job_of(row: sa.Row[Any], work: Sequence[UnitPace], position: int | None) -> Job:
+def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
     spec, state = parse_spec(row.spec), JobState(row.state)
     return Job(
         id=row.id,
@@ -110,17 +128,7 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace], position: int | None) ->
         error=row.error,
         result=row.result,
         numerics_key=row.numerics_key,
-        queue_position=position,
     )
-
-
-def _positions(connection: sa.Connection, kind: str) -> dict[str, int]:
-    rows = connection.execute(
-        sa.select(jobs.c.id, jobs.c.owner, owners.c.served_turn, jobs.c.priority, jobs.c.number)
-        .join(owners, owners.c.owner == jobs.c.owner)
-        .where(jobs.c.kind == kind, jobs.c.state == JobState.QUEUED.value)
-    )
-    return queue_positions(Waiting(*row) for row in rows)
 
 
 def events(connection: sa.Connection, owner: str, job_id: str, after_seq: int, limit: int) -> list[Event]:
@@ -194,40 +202,3 @@ def footprint(connection: sa.Connection, job_id: str) -> Footprint:
         if unit[0] is not UnitKind.PART:
             names[row.kind] = unit
     return Footprint(exists, frozenset(pointed_keys(connection, job_id)), attempts, names)
-
-
-def queue_summary(connection: sa.Connection) -> dict[Kind, QueueCounts]:
-    """See :meth:`JobStore.queue_summary`."""
-    counts: dict[tuple[str, str], int] = {
-        (kind, state): number
-        for kind, state, number in connection.execute(
-            sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).group_by(jobs.c.kind, jobs.c.state)
-        )
-    }
-    in_units: dict[tuple[str, str], int] = {
-        (kind, state): number
-        for kind, state, number in connection.execute(
-            sa.select(jobs.c.kind, units.c.state, sa.func.count())
-            .join(jobs, jobs.c.id == units.c.job_id)
-            .where(
-                sa.or_(
-                    units.c.state == UnitState.RUNNING.value,
-                    sa.and_(
-                        units.c.state == UnitState.QUEUED.value,
-                        jobs.c.state.not_in([JobState.PAUSED.value, JobState.PAUSING.value, JobState.CANCELING.value]),
-                    ),
-                )
-            )
-            .group_by(jobs.c.kind, units.c.state)
-        )
-    }
-    active = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
-    return {
-        kind: QueueCounts(
-            queued_jobs=counts.get((kind.value, JobState.QUEUED.value), 0),
-            active_jobs=sum(counts.get((kind.value, state.value), 0) for state in active),
-            waiting_units=in_units.get((kind.value, UnitState.QUEUED.value), 0),
-            running_units=in_units.get((kind.value, UnitState.RUNNING.value), 0),
-        )
-        for kind in Kind
-    }

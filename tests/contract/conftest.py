@@ -10,7 +10,7 @@ import pytest
 from cffa_core.jobs.store import JobStore
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.local import LocalStore
-from tests.record_cases import memory_folder, sqlite_store
+from tests.record_cases import memory_folder
 from tests.s3_buckets import s3_store
 
 
@@ -20,9 +20,9 @@ def folder() -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture(params=["sqlite"])
-def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[JobStore]:
-    opened = {"sqlite": sqlite_store}[request.param](folder)
+@pytest.fixture
+def store(record_url: str) -> Iterator[JobStore]:
+    opened = JobStore(record_url)
     yield opened
     opened.close()
 

@@ -23,6 +23,7 @@ from tests.record_cases import (
     expire,
     files,
     generation_job,
+    part_info,
     trained_model,
     training_job,
 )
@@ -66,9 +67,20 @@ def test_a_lost_workers_unit_returns_and_its_late_commit_changes_nothing(store: 
     assert store.get_job(OWNER, job.id) == before
     assert store.parts(OWNER, job.id) == []
     assert commit_part(store, second).counts.generated == 4
-    with pytest.raises(LeaseLost):
-        commit_part(store, second)
-    assert store.get_job(OWNER, job.id).counts.generated == 4
+
+
+def test_a_repeated_commit_is_answered_and_changes_nothing(store: JobStore) -> None:
+    job = generation_job(store, trained_model(store), parts=1)
+    part = claimed(store)
+    after = commit_part(store, part)
+    assert commit_part(store, part) == after
+    for other in (files("jobs/x/other"), files()):
+        with pytest.raises(LeaseLost):
+            store.commit(part, other, part_info(part))
+    assert store.get_job(OWNER, job.id) == after
+    finalize = claimed(store)
+    done = store.commit(finalize, files("jobs/x/archive.zip"), {}, job_result={"pairs": 4})
+    assert store.commit(finalize, files("jobs/x/archive.zip"), {}, job_result={"pairs": 4}) == done
 
 
 def test_a_sweep_frees_only_the_leases_that_ran_out(store: JobStore) -> None:
