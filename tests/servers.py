@@ -1,8 +1,8 @@
 """Real servers for tests: Redis, PostgreSQL and an S3 gateway, started from the system's packages.
 
-``deploy/local/NAME.sh start FOLDER PORT | stop FOLDER | kill FOLDER`` do the work. A session-scoped fixture of each kind
-serves the tests of one process; every test takes a database, a bucket or a key prefix of its own. Fault tests start
-servers of their own with :func:`running` and may kill those. What was started here, and nothing else, is stopped.
+``deploy/local/NAME.sh start FOLDER PORT | stop FOLDER | kill FOLDER`` do the work. A session-scoped fixture of each
+kind serves the tests of one process; every test takes a database, a bucket or a key prefix of its own. Fault tests
+start servers of their own with :func:`running` and may kill those. What was started here, and nothing else, is stopped.
 Without the packages such tests are skipped and say how to get them; where ``CFFA_REQUIRE_SERVERS`` is set (continuous
 integration) they fail instead.
 """
@@ -79,7 +79,7 @@ class Server:
 @contextlib.contextmanager
 def running(kind: Kind) -> Iterator[Server]:
     """A server of its own, on a free port with an empty folder; both are gone afterwards."""
-    _require(kind)
+    require(kind)
     folder = Path(tempfile.mkdtemp(prefix=f"cffa-{kind}-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user where the tests run as root
     server = Server(kind, folder, _free_port())
@@ -112,7 +112,8 @@ def s3_server() -> Iterator[Server]:
         yield server
 
 
-def _require(kind: Kind) -> None:
+def require(kind: Kind) -> None:
+    """Skip the test (or fail it, see above) unless the programs of this server are installed."""
     program, packages = NEEDS[kind]
     if shutil.which(program) is not None or Path(program).is_dir():
         return
