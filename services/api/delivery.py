@@ -10,14 +10,11 @@ import logging
 import threading
 import time
 from types import TracebackType
-from typing import Self
-
-from celery import Celery
-from kombu.exceptions import OperationalError
+from typing import Any, Self
 
 from cffa_core.errors import CffaError
 from cffa_core.jobs.delivery import APP, TASK, broker_settings, queue_of, shortfall
-from cffa_core.jobs.records import Job
+from cffa_core.jobs.records import LIVE_WORKER_SECONDS, Job
 from cffa_core.jobs.spec import GenerationSpec, Kind
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
@@ -26,7 +23,6 @@ PAUSE_SECONDS = 5.0
 """No attempt within this time after one that failed."""
 
 WORKERS_SECONDS = 5.0
-LIVE_SECONDS = 60.0
 CLOSE_SECONDS = 2.0
 
 log = logging.getLogger("cffa.delivery")
@@ -77,6 +73,11 @@ class Delivery:
     # --- on the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # Only a cluster needs Celery, which takes its time to import.
+        from celery import Celery
+        from kombu.exceptions import KombuError
+        from redis.exceptions import RedisError
+
         app = Celery(APP, set_as_current=False)
         app.conf.update(broker_settings(self._settings))
         while True:
@@ -84,18 +85,21 @@ class Delivery:
             self._wake.clear()
             with self._lock:
                 notes, self._notes = self._notes, {}
-            if not notes and self._closing:
-                return
             try:
-                self._deliver(app, notes)
-            except (OperationalError, OSError, CffaError) as error:
+                if notes:
+                    self._deliver(app, notes)
+            except (KombuError, RedisError, OSError, CffaError) as error:
                 log.warning("no worker was woken (they will find the work by themselves): %s", error)
                 if self._closing:
                     return
                 self._put_back(notes)
                 self._pause()
+            if self._closing and not self._notes:
+                return
 
-    def _deliver(self, app: Celery, notes: dict[Kind, tuple[str, int]]) -> None:
+    def _deliver(self, app: Any, notes: dict[Kind, tuple[str, int]]) -> None:
+        from kombu.exceptions import ChannelError
+
         # A connection of its own each time: it costs a millisecond, and one that was kept may be long dead.
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=1)
@@ -104,7 +108,7 @@ class Delivery:
                 queue = queue_of(kind)
                 try:
                     queued = connection.default_channel.queue_declare(queue, passive=True).message_count
-                except connection.channel_errors:  # a queue without messages does not exist
+                except ChannelError:  # a queue without messages does not exist
                     queued = 0
                 # One worker is assumed even if none was seen: it may have started a moment ago.
                 workers = max(1, self._live_workers().get(kind, 0))
@@ -116,7 +120,9 @@ class Delivery:
         """Workers per kind, as of a few seconds ago."""
         read, workers = self._workers
         if not workers or time.monotonic() - read > WORKERS_SECONDS:
-            seen = [worker.info.get("kinds", ()) for worker in self._store.list_workers(seen_within=LIVE_SECONDS)]
+            seen = [
+                worker.info.get("kinds", ()) for worker in self._store.list_workers(seen_within=LIVE_WORKER_SECONDS)
+            ]
             workers = {kind: sum(kind.value in kinds for kinds in seen) for kind in Kind}
             self._workers = (time.monotonic(), workers)
         return workers

@@ -25,7 +25,6 @@ EXIT_DEAF = 75
 """Exit code of a worker that its broker no longer reaches (EX_TEMPFAIL): start it again."""
 
 PRIVATE_QUEUE_SECONDS = 300.0
-LIVE_RENEWALS = 4
 WATCH_SECONDS = 2.0
 
 log = logging.getLogger("cffa.worker")
@@ -48,7 +47,11 @@ class ClusterWorker:
         hostname = f"cffa@{self._worker.id}"
         self._worker.facts["celery"] = hostname
         private = f"worker.{self._worker.id}"
-        app = make_app(settings, on_work=self._worker.work_off, on_probe=lambda _: self._watch.heard())
+        app = make_app(
+            settings,
+            on_work=lambda: self._worker.work_off(leave=lambda: self._listener.closing),
+            on_probe=lambda _: self._watch.heard(),
+        )
         queues = [plain_queue(queue_of(kind)) for kind in kinds]
         # The private queue vanishes with its worker, however that ends.
         queues.append(plain_queue(private, expires=PRIVATE_QUEUE_SECONDS))
@@ -59,12 +62,7 @@ class ClusterWorker:
             idle=lambda: self._worker.idle,
             revive=self._listener.revive,
             give_up=self._give_up,
-            top_up=lambda: top_up(
-                self._worker.store,
-                outbox,
-                every=settings.sweep_seconds,
-                seen_within=LIVE_RENEWALS * settings.renew_seconds,
-            ),
+            top_up=lambda: top_up(self._worker.store, outbox, every=settings.sweep_seconds),
             top_up_seconds=settings.sweep_seconds,
             patience=patience or Patience(),
         )

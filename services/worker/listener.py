@@ -54,12 +54,18 @@ class Listener:
         self._queues = queues
         self._on_shutdown = on_shutdown
         self._stopping = threading.Event()
+        self._closing = threading.Event()
         self._controller: Any = None
         self._thread = threading.Thread(target=self._run, name="celery", daemon=True)
 
     def start(self) -> None:
         """Begin to listen, or to look for the broker."""
         self._thread.start()
+
+    @property
+    def closing(self) -> bool:
+        """Whether Celery's worker is about to end and only waits for its task."""
+        return self._closing.is_set()
 
     def revive(self) -> bool:
         """Drop the broker connection and make a new one; False if there is none, so that one is being made already."""
@@ -70,7 +76,7 @@ class Listener:
         return True
 
     def stop(self, seconds: float) -> bool:
-        """Take no more messages and wait for the task in hand; False if that took longer than ``seconds``.
+        """Take no more messages and wait for Celery's worker to end; False if that took longer than ``seconds``.
 
         On the listener's own thread it does not wait.
         """
@@ -86,6 +92,7 @@ class Listener:
             self._app.amqp.queues.add(queue)
         while not self._stopping.is_set():
             set_event_loop(None)
+            self._closing.clear()
             self._controller = self._app.WorkController(
                 hostname=self._hostname,
                 queues=[queue.name for queue in self._queues],
@@ -93,6 +100,7 @@ class Listener:
                 without_mingle=True,
                 without_gossip=True,
             )
+            self._controller.blueprint.on_close = self._on_close
             self._controller.start()  # returns when it was stopped or broke down
             if self._stopping.is_set():
                 return
@@ -102,6 +110,10 @@ class Listener:
                 return
             log.error("the Celery worker ended by itself; it is started again in %g s", RESTART_SECONDS)
             self._stopping.wait(RESTART_SECONDS)
+
+    def _on_close(self) -> None:
+        self._closing.set()
+        self._controller.on_close()
 
     def _lose_connection(self) -> None:
         """On Celery's own thread, whose loop answers a connection error with a new connection."""

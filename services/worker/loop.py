@@ -93,13 +93,13 @@ class Worker:
         """Look for work now instead of at the next poll."""
         self._wake.set()
 
-    def work_off(self) -> None:
-        """Wake the loop and wait until it finds nothing more to claim, or was stopped."""
+    def work_off(self, leave: Callable[[], bool] = lambda: False) -> None:
+        """Wake the loop and wait until it finds nothing more to claim, was stopped, or ``leave()`` says so."""
         with self._idle:
             self._asked += 1
             ask = self._asked
             self._wake.set()
-            while self._answered < ask and not self._stop.is_set():
+            while self._answered < ask and not self._stop.is_set() and not leave():
                 self._idle.wait(STOP_CHECK_SECONDS)
 
     def run(self) -> int:

@@ -43,8 +43,8 @@ class Act(IntEnum):
     OUT_OF_MEMORY = 15
 
 
-def finish(channel: Channel, objects: ObjectStore, order: WorkOrder) -> None:
-    """Store something and report it."""
+def finish(channel: Channel, objects: ObjectStore, order: WorkOrder, *, padding: int = 0) -> None:
+    """Store something, attempt and process id and so many bytes more, and report it."""
 
     def key(name: str) -> str:
         if order.kind is UnitKind.PART:
@@ -53,7 +53,7 @@ def finish(channel: Channel, objects: ObjectStore, order: WorkOrder) -> None:
 
     names = ["pairs.zip", "part.json"] if order.kind is UnitKind.PART else ["product.bin"]
     files = StoredFiles(
-        {name: objects.put_bytes(key(name), f"{order.attempt} {os.getpid()}".encode()) for name in names}
+        {name: objects.put_bytes(key(name), f"{order.attempt} {os.getpid()}".ljust(padding).encode()) for name in names}
     )
     model = None
     if order.spec.kind is Kind.TRAINING and order.kind is UnitKind.FINALIZE:

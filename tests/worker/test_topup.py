@@ -34,7 +34,7 @@ def test_queues_are_filled_to_twice_the_live_workers_of_their_kind(world: Cluste
     outbox = Outbox(make_app(world.settings), "none")
 
     def fill(every: float = 0.0) -> int:
-        return top_up(world.store, outbox, every=every, seen_within=60.0)
+        return top_up(world.store, outbox, every=every)
 
     assert fill() == 6
     assert (outbox.queued(Kind.TRAINING), outbox.queued(Kind.GENERATION)) == (6, 0)
@@ -55,8 +55,8 @@ def test_a_turn_is_not_taken_by_who_cannot_reach_the_broker(tmp_path: Path) -> N
         world.act(Act.FINISH)
         server.kill()
         with pytest.raises(BROKER_ERRORS):
-            top_up(world.store, outbox, every=600.0, seen_within=60.0)
+            top_up(world.store, outbox, every=600.0)
         server.start()
-        assert top_up(world.store, outbox, every=600.0, seen_within=60.0) == 1
+        assert top_up(world.store, outbox, every=600.0) == 1
         outbox.close()
         world.close()
