@@ -91,22 +91,19 @@ class Database:
                     unknown = attempt
         raise AssertionError("unreachable: the last pause is None")
 
-    def migrate(self) -> None:
-        """Upgrade to the newest schema under a lock, so that processes starting together do it once."""
+    def migrate(self, to: str = "head") -> None:
+        """Upgrade to a revision (the newest) under a lock, so that processes starting together do it once."""
         if self.sqlite:
             Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
             self._switch_to_wal()
-        self.write(self._upgrade)
+        self.write(lambda connection: self._upgrade(connection, to))
 
-    def _upgrade(self, connection: sa.Connection) -> None:
+    def _upgrade(self, connection: sa.Connection, to: str) -> None:
         if not self.sqlite:
             for limit in ("statement_timeout", "lock_timeout"):  # a large table takes its time
                 connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        config = Config()
-        config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(migrations(connection), to)
 
     def close(self) -> None:
         """Close all pooled connections."""
@@ -149,6 +146,14 @@ class Database:
                 if time.monotonic() > deadline:
                     raise StorageUnavailable(f"the record at {self.url.database} cannot use WAL (journal mode {mode})")
             time.sleep(0.05)
+
+
+def migrations(connection: sa.Connection) -> Config:
+    """Alembic's view of the record's migrations, to be run in the open transaction."""
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS.as_posix().replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
 
 
 def _took_effect(connection: sa.Connection, unknown: _Unknown[T], landed: Landed[T] | None) -> bool:

@@ -1,4 +1,4 @@
-"""How far a job is, when it will be done, and how many go before it: pure functions over rows of the record."""
+"""How far a job is and when it will be done: pure functions over what the record says."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ def upgrade() -> None:
         "UPDATE units SET queued_at = (SELECT jobs.created_at FROM jobs WHERE jobs.id = units.job_id)"
         " WHERE state = 'queued'"
     )
+    _comment_on_busy_seconds("time that training or committed parts took")
     for name, columns, where in (
         ("ix_jobs_queue", ["owner", "kind", "priority", "number"], "waiting > 0"),
         ("ix_jobs_measured", ["kind", "number"], "busy_seconds > 0"),
@@ -45,11 +46,16 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _comment_on_busy_seconds("time that committed parts took, for the ETA")
     op.drop_index("ix_jobs_measured", table_name="jobs")
     op.drop_index("ix_jobs_queue", table_name="jobs")
-    with op.batch_alter_table("units") as units:
-        units.drop_column("queued_at")
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.drop_column("waiting")
+    # Not in batch mode: that would drop and remake `jobs` on SQLite, and all that refers to it would go along.
+    op.drop_column("units", "queued_at")
+    op.drop_column("jobs", "waiting")
     op.drop_index("ix_owners_served_turn_owner", table_name="owners")
     op.drop_table("turns")
+
+
+def _comment_on_busy_seconds(comment: str) -> None:
+    if op.get_bind().dialect.supports_comments:
+        op.alter_column("jobs", "busy_seconds", existing_type=sa.Double(), existing_nullable=False, comment=comment)
