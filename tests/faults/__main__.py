@@ -1,8 +1,8 @@
 """``python -m tests.faults``: run fault scenarios until a time is over or every target is reached; go on next time.
 
 Seeds that failed once are replayed first. Then the fault that is furthest from its target is next, with the seed after
-its last one, so that several short runs cover what one long run would. Ends with 1 if a seed failed and did not pass
-since.
+its last one, so that several short runs cover what one long run would. A fault that fails three times in a row is left
+alone for the rest of the run. Ends with 1 if a seed failed and did not pass since.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.faults.place import Place
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "faults.json"
 FIRST_SEED = 1
+GIVE_UP = 3
 
 
 class ScenarioHangs(Exception):
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [fault for fault in FAULTS if not options.only or fault.name in options.only]
     ledger, regressions = Ledger(options.results, chosen), Regressions()
     end = time.monotonic() + 60.0 * options.minutes
+    failed: dict[str, int] = {}
     with (
         tempfile.TemporaryDirectory(prefix="cffa-faults-", ignore_cleanup_errors=True) as folder,
         contextlib.closing(Place(Path(folder))) as place,
@@ -53,10 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
             fault = min(left, key=ledger.tried)
             run = _say(_guarded(fault, ledger.next_seed(fault, options.seed), place))
             ledger.enter(run, options.seed)
-            if run.skipped is not None:
-                chosen.remove(fault)
+            failed[fault.name] = failed.get(fault.name, 0) + 1 if run.error is not None else 0
             if run.error is not None:
                 regressions.add(fault.name, run.seed)
+            if run.skipped is not None or failed[fault.name] == GIVE_UP:
+                chosen.remove(fault)
     sys.stdout.write(f"{table(ledger)}\n")
     return 1 if any(row["failed"] for row in ledger.faults.values()) else 0
 

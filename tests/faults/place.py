@@ -16,10 +16,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from tests.faults.worlds import ClusterWorld, FaultWorld
-from tests.micro_base import write_micro_base
+from tests.faults.worlds import FaultCluster, FaultWorld, WholeCluster
+from tests.servers import S3_ACCESS_KEY, S3_SECRET_KEY, Server, running
 from tests.servers import Kind as ServerKind
-from tests.servers import Server, running
 
 LEASE = 2.0
 RENEW = 0.4
@@ -40,6 +39,8 @@ class Place:
         """A models folder with the micro base in it."""
         folder = self.folder / "models"
         if not folder.exists():
+            from tests.micro_base import write_micro_base  # torch, which scenarios in processes of their own do without
+
             write_micro_base(folder / "micro")
         return folder
 
@@ -74,14 +75,26 @@ class Place:
             yield world
 
     @contextmanager
-    def cluster(self, **changes: Any) -> Iterator[ClusterWorld]:
-        """A fresh cluster: new database, new bucket, an empty Redis. ``changes`` replace settings, e.g. endpoints."""
-        with self._opened(ClusterWorld, self.cluster_settings() | changes) as world:
+    def cluster(self, *, postgres: bool = False, **changes: Any) -> Iterator[FaultCluster]:
+        """A fresh installation behind Redis, with a folder for its objects; the record is SQLite or PostgreSQL."""
+        own = {"database_url": self.new_database()} if postgres else {}
+        with self._opened(FaultCluster, {"redis_port": self.server("redis").port, **own, **changes}) as world:
             yield world
 
-    def cluster_settings(self) -> dict[str, Any]:
-        """Settings of a new cluster on this process's servers."""
-        return ClusterWorld.fresh_settings(self.server("redis"), self.server("s3"), self.new_database())
+    @contextmanager
+    def whole_cluster(self, **changes: Any) -> Iterator[WholeCluster]:
+        """A fresh installation on all three servers: a new database and a new bucket."""
+        own = {
+            "mode": "cluster",
+            "database_url": self.new_database(),
+            "broker_url": self.server("redis").url,
+            "s3_endpoint": self.server("s3").url,
+            "s3_bucket": f"faults-{secrets.token_hex(6)}",
+            "s3_access_key": S3_ACCESS_KEY,
+            "s3_secret_key": S3_SECRET_KEY,
+        }
+        with self._opened(WholeCluster, own | changes) as world:
+            yield world
 
     def new_database(self) -> str:
         """URL of a new, empty database."""

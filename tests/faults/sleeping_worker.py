@@ -6,6 +6,7 @@ the same before and after the sleeper wakes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -40,8 +41,7 @@ def _sleep_and_wake(world: FaultWorld, dice: random.Random, *, together: bool) -
     _put_to_sleep(world, pids)
     asleep = time.monotonic()
     if world.job(job.id).state is not JobState.RUNNING:  # it was faster than the dice
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        _signal(pids, signal.SIGCONT)
         world.wait_terminal(job.id)
         return {"points": 0}
     other = world.start_worker(timed(log, 0.2))
@@ -49,8 +49,7 @@ def _sleep_and_wake(world: FaultWorld, dice: random.Random, *, together: bool) -
     assert finished.state is JobState.SUCCEEDED
     time.sleep(max(0.0, asleep + 2 * LEASE - time.monotonic()))
     before = _everything(world, job.id)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+    _signal(pids, signal.SIGCONT)
     # The sleeper must notice and go on as a worker like any other.
     other.send_signal(signal.SIGTERM)
     assert other.wait(30) == 0
@@ -77,14 +76,19 @@ def _everything(world: FaultWorld, job_id: str) -> tuple[Any, ...]:
 def _put_to_sleep(world: FaultWorld, pids: list[int]) -> None:
     """Stop processes; on SQLite at a moment at which none holds the one write lock, which would stop everybody."""
     for _ in range(200):
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        _signal(pids, signal.SIGSTOP)
         if world.settings.database_url or _writable(world):
             return
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        _signal(pids, signal.SIGCONT)
         time.sleep(0.05)
     raise AssertionError("the worker never let go of the record")
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    """Send a signal to those that still live: a child may have done its work."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _writable(world: FaultWorld) -> bool:

@@ -1,8 +1,9 @@
-"""A child that works for a set time and says when: ``python -m tests.faults.timed_child NUMERICS_KEY LOG SECONDS``.
+"""A child that works for a set time and says when: ``python -m tests.faults.timed_child LOG SECONDS SIZE [local]``.
 
-It speaks through the real channel and stores real objects, so supervisor, record and storage are the real ones; only
-the numerics are missing. Each line of LOG is ``began|ended|left JOB KIND INDEX ATTEMPT PID TIME``, by the machine's
-monotonic clock, so that a scenario can see which units were worked on at the same time.
+It speaks through the real channel and stores real objects of SIZE bytes, so supervisor, record and storage are the
+real ones; only the numerics are missing. Each line of LOG is ``began|ended|left JOB KIND INDEX ATTEMPT PID TIME WALL``:
+TIME is of the machine's monotonic clock, so that a scenario can see which units were worked on at the same time, WALL
+of the clock that the child believes in.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ NUMERICS = "cpu/test/torch-0/diffusers-0/fp32/threads-1/batch-1"
 STEP_SECONDS = 0.05
 
 
-def timed(log: Path, seconds: float) -> list[str]:
-    """Command of this child."""
-    return [sys.executable, "-m", "tests.faults.timed_child", NUMERICS, str(log), str(seconds)]
+def timed(log: Path, seconds: float, *, size: int = 0, local: bool = False) -> list[str]:
+    """Command of this child; ``local`` for a cluster whose objects are in its home folder."""
+    module = [sys.executable, "-m", "tests.faults.timed_child"]
+    return [*module, str(log), str(seconds), str(size), *(["local"] if local else [])]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Line:
     attempt: int
     pid: int
     at: float
+    wall: float
 
     @property
     def unit(self) -> tuple[str, str, int]:
@@ -52,8 +55,8 @@ def read_log(log: Path) -> list[Line]:
     """All complete lines, in the order of time."""
     lines = []
     for text in log.read_text().splitlines() if log.exists() else ():
-        what, job_id, kind, index, attempt, pid, at = text.split()
-        lines.append(Line(what, job_id, kind, int(index), int(attempt), int(pid), float(at)))
+        what, job_id, kind, index, attempt, pid, at, wall = text.split()
+        lines.append(Line(what, job_id, kind, int(index), int(attempt), int(pid), float(at), float(wall)))
     return sorted(lines, key=lambda line: line.at)
 
 
@@ -87,7 +90,7 @@ def work(channel: Channel, order: WorkOrder, seconds: float) -> bool:
 
 def main() -> None:
     """Serve orders until the pipe closes."""
-    numerics, log, seconds = sys.argv[1:]
+    log, seconds, size, *local = sys.argv[1:]
     die_with_parent()
     channel = take_over_standard_streams()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -96,18 +99,19 @@ def main() -> None:
 
         def say(what: str, order: WorkOrder = order) -> None:
             who = f"{order.job_id} {order.kind.value} {order.index} {order.attempt} {os.getpid()}"
-            os.write(descriptor, f"{what} {who} {time.monotonic()}\n".encode())
+            os.write(descriptor, f"{what} {who} {time.monotonic()} {time.time()}\n".encode())
 
-        objects = open_store(Settings(**order.settings))
+        settings = Settings(**(order.settings | ({"mode": "embedded"} if local else {})))
+        objects = open_store(settings)
         if order.kind is not UnitKind.FINALIZE:
-            channel.send(Ready(numerics_key=numerics))
+            channel.send(Ready(numerics_key=NUMERICS))
             if not channel.answer().accepted:
                 channel.send(Stopped())
                 continue
         say("began")
-        if order.kind is UnitKind.FINALIZE or work(channel, order, seconds):
+        if order.kind is UnitKind.FINALIZE or work(channel, order, float(seconds)):
             try:
-                finish(channel, objects, order)
+                finish(channel, objects, order, padding=int(size))
             except CffaError as error:
                 channel.send(
                     Failed(

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from pydantic import SecretStr
 
 from cffa_core.jobs.records import Job, NewModel, StoredFiles
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState
-from cffa_core.settings import Settings
-from tests.worker.world import RUN_WITH_CHILD, World
+from cffa_core.storage.base import ObjectStore
+from cffa_core.storage.open import open_s3
+from tests.worker.cluster_world import ClusterWorld
+from tests.worker.world import OWNER, RUN_WITH_CHILD, World
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def environment_of(settings: Settings) -> dict[str, str]:
-    """Environment that gives a process these settings, secrets included."""
-    own = {}
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        plain = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if plain not in (None, ""):
-            own[f"CFFA_{name.upper()}"] = str(plain)
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **own}
-
-
 class FaultWorld(World):
     """A ``World`` whose processes write to ``home/process-N.log`` and may get further environment variables."""
-
-    def __init__(self, home: Path, models_dir: Path, **changes: Any) -> None:
-        super().__init__(home, models_dir, **changes)
-        self.run_with_child = ["-c", RUN_WITH_CHILD]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment that gives a worker process these settings."""
-        return environment_of(self.settings)
 
     def start(self, arguments: Sequence[str], extra: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """A Python process with the settings of this installation."""
         with (self.settings.home / f"process-{len(self.workers)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env={**self.environment, **(extra or {})},
+                env={**self.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(extra or {})},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
@@ -63,7 +41,7 @@ class FaultWorld(World):
         """A worker process, with the real child unless another command is given."""
         if child_command is None:
             return self.start(["-m", "services.worker"], extra)
-        return self.start([*self.run_with_child, *child_command], extra)
+        return self.start(["-c", RUN_WITH_CHILD, *child_command], extra)
 
     def adopt_model(self, stored: StoredFiles | None = None, digest: str = "1" * 64) -> str:
         """Enter a model into the record as a finished training's; returns its id. Nothing else may wait."""
@@ -80,7 +58,7 @@ class FaultWorld(World):
         """The job, which must have succeeded with every part exactly once."""
         job = self.job(job_id)
         assert job.state is JobState.SUCCEEDED, (job.state, job.error, job.reason, self.logs())
-        parts = [(part.kind, part.index) for part in self.store.parts("local", job_id)]
+        parts = [(part.kind, part.index) for part in self.store.parts(OWNER, job_id)]
         assert len(parts) == len(set(parts))
         return job
 
@@ -92,5 +70,18 @@ class FaultWorld(World):
         return "\n".join(ends)
 
 
-class ClusterWorld(FaultWorld):
-    """An installation on servers."""
+class FaultCluster(FaultWorld, ClusterWorld):
+    """The same behind a real Redis; the record is SQLite unless ``database_url`` is given, the objects a folder.
+
+    Idle workers poll so rarely that only messages wake them.
+    """
+
+
+class WholeCluster(FaultWorld):
+    """The same on a PostgreSQL, a Redis and an S3 store that ``changes`` name; the bucket is made."""
+
+    def open_objects(self) -> ObjectStore:
+        """The bucket."""
+        objects = open_s3(self.settings)
+        objects.ensure_bucket()
+        return objects
