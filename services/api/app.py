@@ -137,8 +137,12 @@ async def _sweep(backend: Backend) -> None:
     Every API and worker process does so. A failed round is logged and the next one tries again.
     """
     orphans_due = time.monotonic() + ORPHANS_SECONDS
+    set_up = backend.settings.mode == "embedded"
     while True:
         try:
+            if not set_up:  # this process may be older than the answers of its database
+                await run_in_threadpool(backend.store.require_schema)
+                set_up = True
             await run_in_threadpool(backend.store.sweep)
             if time.monotonic() > orphans_due:
                 orphans_due = time.monotonic() + ORPHANS_SECONDS
