@@ -15,7 +15,7 @@ from cffa_core.settings import Settings
 from services.worker.listener import Listener
 from services.worker.loop import Worker
 from services.worker.metrics import WorkerMetrics
-from services.worker.outbox import Outbox
+from services.worker.outbox import BROKER_ERRORS, Outbox
 from services.worker.supervisor import CHILD_COMMAND
 from services.worker.tasks import SOFT_SHUTDOWN_SECONDS, make_app, plain_queue
 from services.worker.topup import top_up
@@ -47,15 +47,12 @@ class ClusterWorker:
         hostname = f"cffa@{self._worker.id}"
         self._worker.facts["celery"] = hostname
         private = f"worker.{self._worker.id}"
-        app = make_app(
-            settings,
-            on_work=lambda: self._worker.work_off(leave=lambda: self._listener.closing),
-            on_probe=lambda _: self._watch.heard(),
-        )
+        app = make_app(settings, on_work=self._on_work, on_probe=lambda _: self._watch.heard())
         queues = [plain_queue(queue_of(kind)) for kind in kinds]
         # The private queue vanishes with its worker, however that ends.
         queues.append(plain_queue(private, expires=PRIVATE_QUEUE_SECONDS))
         self._listener = Listener(app, hostname, queues, self.stop)
+        self._relay = Outbox(app, private)
         outbox = Outbox(app, private)
         self._watch = Watch(
             outbox,
@@ -84,6 +81,16 @@ class ClusterWorker:
         self._worker.stop()
         self._watch.stop(0)
         self._listener.stop(0)
+
+    def _on_work(self, kind: Kind) -> None:
+        """A message arrived (on Celery's one pool thread)."""
+        if not self._worker.wakeable:
+            # It works already, on something it found by itself: the message may still wake another worker.
+            try:
+                self._relay.wake(kind, 1)
+            except BROKER_ERRORS as error:
+                log.info("a message could not be passed on: %s", error)
+        self._worker.work_off(leave=lambda: self._listener.closing)
 
     def _give_up(self) -> None:
         self._exit_code = EXIT_DEAF

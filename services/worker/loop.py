@@ -73,6 +73,7 @@ class Worker:
         self._asked = 0
         self._answered = 0
         self._resting = False
+        self._working = False
         self._due: dict[str, float] = {}
         self._avoided: dict[str, tuple[float, float]] = {}
         self._unwell = 0
@@ -82,6 +83,11 @@ class Worker:
     def idle(self) -> bool:
         """Whether the loop found nothing to do and waits to be woken."""
         return self._resting
+
+    @property
+    def wakeable(self) -> bool:
+        """Whether a message can make a difference here: no unit is in hand, and the worker was not stopped."""
+        return not self._working and not self._stop.is_set()
 
     def stop(self) -> None:
         """Claim nothing more, give back the unit in hand at its next safe point, return from :meth:`run`."""
@@ -170,8 +176,12 @@ class Worker:
 
     def _work(self, claim: Claim, claimed: float) -> None:
         log.info("%s %d of %s, attempt %d", claim.kind, claim.index, claim.job_id, claim.attempt)
-        with self._metrics.working():
-            outcome = self._supervisor.work(claim, claimed)
+        self._working = True
+        try:
+            with self._metrics.working():
+                outcome = self._supervisor.work(claim, claimed)
+        finally:
+            self._working = False
         log.info("%s %d of %s: %s", claim.kind, claim.index, claim.job_id, outcome.kind)
         self._metrics.ended(claim, outcome)
         if outcome.avoid_seconds:

@@ -25,18 +25,19 @@ _NO_WORKER = "a bare Celery worker cannot do CFFA's work; start `python -m servi
 def make_app(
     settings: Settings,
     *,
-    on_work: Callable[[], None] | None = None,
+    on_work: Callable[[Kind], None] | None = None,
     on_probe: Callable[[str], None] | None = None,
 ) -> Celery:
     """The application; without the two callbacks it can publish, inspect and monitor, but not work.
 
-    ``on_work`` returns when the worker has nothing left to do or was stopped; ``on_probe`` gets a probe's token.
+    ``on_work`` gets the kind of a message and returns when the worker has nothing left to do or was stopped;
+    ``on_probe`` gets a probe's token.
     """
 
     def work(kind: str, job_id: str = "") -> None:
         if on_work is None:
             raise InvalidSettings(_NO_WORKER)
-        on_work()
+        on_work(Kind(kind))
 
     def probe(token: str) -> None:
         if on_probe is None:

@@ -109,9 +109,14 @@ class ClusterWorld(World):
         with self._app.connection_for_write() as connection:
             return self._app.control.broadcast(command, connection=connection, **options) or []
 
-    def inspect(self, command: str) -> dict[str, Any]:
-        """What ``celery inspect COMMAND`` prints, by worker."""
-        done = self.celery("inspect", command, "--json", "--timeout", "3")
+    def ask(self, command: str, name: str) -> Any:
+        """What one worker answers to a command of Celery's remote control."""
+        (reply,) = self.control(command, reply=True, timeout=10.0, destination=[name])
+        return reply[name]
+
+    def inspect(self, command: str, name: str) -> dict[str, Any]:
+        """What ``celery inspect COMMAND`` prints of one worker."""
+        done = self.celery("inspect", command, "--json", "--destination", name, "--timeout", "10")
         assert done.returncode == 0, done.stdout + done.stderr
         return dict(json.loads(done.stdout))
 

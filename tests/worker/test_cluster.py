@@ -64,12 +64,12 @@ def test_a_busy_worker_answers_and_gives_its_unit_back_at_sigterm(make: Make) ->
     runs(world, job)
 
     (record,) = world.store.list_workers()
-    ((name, (task,)),) = world.inspect("active").items()
+    name = record.info["celery"]
+    (task,) = world.inspect("active", name)[name]
     assert (task["name"], task["args"]) == ("cffa.work", ["training"])
-    assert name == record.info["celery"]
     assert record.info["numerics"] is None, "no child of it has finished anything"
-    assert "cffa.work" in world.inspect("registered")[name]
-    stats = world.inspect("stats")[name]
+    assert "cffa.work" in world.ask("registered", name)
+    stats = world.ask("stats", name)
     assert (stats["pool"]["max-concurrency"], stats["prefetch_count"]) == (1, 1)
 
     worker.send_signal(signal.SIGTERM)
@@ -182,10 +182,29 @@ def test_a_worker_that_stays_deaf_ends_with_a_code_of_its_own(make: Make) -> Non
     world = make()
     worker = world.start_cluster_worker(script=RUN_WATCHED.format(patience=Patience(seconds=0.7, revive=2, give_up=7)))
     world.wait_listening(1)
-    (record,) = world.store.list_workers()
+    (record,) = world.wait(world.store.list_workers)
     world.control("cancel_consumer", arguments={"queue": f"worker.{record.id}"})
     assert worker.wait(60) == EXIT_DEAF
     assert world.store.list_workers() == []
+
+
+def test_a_message_that_meets_a_busy_worker_is_left_for_another(make: Make) -> None:
+    world = make()
+    job = world.act(Act.WAIT_FOR_STOP)
+    world.start_cluster_worker()  # finds the job by itself as it starts, so that Celery takes it for a free one
+    runs(world, job)
+    world.wait_listening(1)
+    world.announce(Kind.TRAINING)
+
+    (record,) = world.store.list_workers()
+    name = record.info["celery"]
+
+    def active() -> list[str]:
+        return [task["name"] for task in world.ask("active", name)]
+
+    world.wait(lambda: active() == ["cffa.work"] and world.queued(Kind.TRAINING) == 1, 30, "the message passed on")
+    time.sleep(0.5)
+    assert world.queued(Kind.TRAINING) == 1, "once"
 
 
 def test_celerys_remote_shutdown_gives_the_unit_back_too(make: Make) -> None:
