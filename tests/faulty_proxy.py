@@ -132,7 +132,7 @@ def _send_body(target: socket.socket | None, known: bytes, source: socket.socket
 
 
 def _relay_answer(server: socket.socket, client: socket.socket, *, bodiless: bool, at_most: int | None) -> bool:
-    """Pass on an answer of known length, or its first bytes; returns whether the connection goes on."""
+    """Pass on an answer, or its first bytes; returns whether the connection goes on."""
     answer = _read_head(server)
     if answer is None:
         return False
@@ -141,6 +141,12 @@ def _relay_answer(server: socket.socket, client: socket.socket, *, bodiless: boo
         known = (head + rest)[:at_most]
         _send_body(client, known, server, 0 if bodiless else min(length - len(rest), at_most - len(known)))
         return False
+    if b"\r\ntransfer-encoding: chunked" in head.lower():
+        client.sendall(head + rest)
+        while not rest.endswith(b"0\r\n\r\n") and (more := server.recv(_CHUNK)):
+            client.sendall(more)
+            rest = rest[-5:] + more
+        return True
     _send_body(client, head + rest, server, 0 if bodiless else length - len(rest))
     return True
 

@@ -102,7 +102,7 @@ class S3Store:
             return self._settle(found, info)
         tags: _Headers = {"sha256": info.sha256}
         try:
-            with typed_errors(self.bucket, key):
+            with typed_errors(self.bucket, key, writing=True):
                 self._client.put_object(
                     self.bucket,
                     key,
@@ -136,6 +136,7 @@ class S3Store:
         head = source.peek(self._part + 1)
         if len(head) <= self._part:
             return self.put_bytes(key, head)
+        del head  # the source gives it again
         if (found := self._look(key)) is not None:
             return self._settle(found, source.drain())
         # Tells our upload from one of the same size when the answer to its last request is lost.
@@ -145,7 +146,7 @@ class S3Store:
             tags["sha256"] = expected.sha256
         failed: StorageUnavailable | None = None
         try:
-            with typed_errors(self.bucket, key):
+            with typed_errors(self.bucket, key, writing=True):
                 self._client.put_object(
                     self.bucket,
                     key,

@@ -164,8 +164,8 @@ def _drop(response: BaseHTTPResponse) -> None:
 
 
 @contextmanager
-def typed_errors(bucket: str, key: str) -> Iterator[None]:
-    """Turn what the client raises into typed errors.
+def typed_errors(bucket: str, key: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn what the client raises into typed errors; ``writing``: nothing may be missing, as nothing was asked for.
 
     Messages say neither host nor keys: some reach users. A missing bucket is :class:`StorageUnavailable`, never
     :class:`NotFound`, as the objects may well exist.
@@ -177,7 +177,7 @@ def typed_errors(bucket: str, key: str) -> Iterator[None]:
             raise KeyTaken(key) from error
         if error.code == "InvalidRange":
             raise PastEnd(key) from error
-        if error.code == "NoSuchKey":
+        if error.code == "NoSuchKey" and not writing:
             raise NotFound(f"no object {key}") from error
         if error.code == "NoSuchBucket":
             raise no_bucket(bucket) from error

@@ -32,14 +32,7 @@ class UploadSource:
         return self._pending
 
     def read(self, count: int) -> bytes:
-        """Exactly ``count`` bytes, fewer only at the end; an error is kept as ``failure``."""
-        try:
-            return self._read(count)
-        except Exception as error:
-            self.failure = error
-            raise
-
-    def _read(self, count: int) -> bytes:
+        """Exactly ``count`` bytes, fewer only at the end; what the stream raises is also kept as ``failure``."""
         pending, self._pending = self._pending[:count], self._pending[count:]
         data = pending if len(pending) == count else pending + self._take(count - len(pending))
         if len(data) < count and not self.ended:
@@ -61,17 +54,22 @@ class UploadSource:
 
     def _take(self, count: int) -> bytes:
         chunks: list[bytes] = []
-        with readable_source(self._key):
-            while count and (chunk := self._stream.read(count)):
-                chunks.append(chunk)
-                self._digest.update(chunk)
-                self.size += len(chunk)
-                count -= len(chunk)
+        try:
+            with readable_source(self._key):
+                while count and (chunk := self._stream.read(count)):
+                    chunks.append(chunk)
+                    self._digest.update(chunk)
+                    self.size += len(chunk)
+                    count -= len(chunk)
+        except Exception as error:
+            self.failure = error
+            raise
         return b"".join(chunks)
 
 
 @contextmanager
 def readable_source(key: str) -> Iterator[None]:
+    """Turn an error of the stream or file that is being stored into :class:`StorageUnavailable`."""
     try:
         yield
     except OSError as error:

@@ -145,12 +145,10 @@ def test_a_link_works_under_the_public_host_and_no_other(s3_server: Server, stor
 
 def test_a_link_is_signed_without_asking_the_public_endpoint(s3_server: Server, store: S3Store) -> None:
     store.put_bytes("jobs/a/b", b"x")
-    with unprepared_store(
-        s3_server, bucket=store.bucket, public_endpoint="https://objects.invalid", region="eu-north-7"
-    ) as outside:
+    with unprepared_store(s3_server, bucket=store.bucket, public_endpoint="https://objects.invalid") as outside:
         url = urlsplit(outside.download_url("jobs/a/b", expires_seconds=10**9, filename="b"))
     assert (url.scheme, url.netloc, url.path) == ("https", "objects.invalid", f"/{store.bucket}/jobs/a/b")
-    assert "eu-north-7" in url.query
+    assert "us-east-1" in url.query
     assert "X-Amz-Expires=604800" in url.query
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import time
@@ -155,6 +156,50 @@ def test_a_failure_reported_in_the_answer_of_a_success_is_a_failure(
     with behind(s3_server, store, plan) as (broken, _), pytest.raises(StorageUnavailable, match="together"):
         broken.put_file("jobs/sorry/large", large)
     assert stored(store, "jobs/sorry/large") is None
+
+
+def test_an_upload_that_was_done_but_whose_every_answer_was_lost_is_found(
+    s3_server: Server, store: S3Store, large: Path
+) -> None:
+    gone = b"<Error><Code>NoSuchKey</Code></Error>"
+    faults = {
+        5: Fault(cut_answer_after=0),
+        6: BUSY,
+        7: Fault(answer=answer("404 Not Found", gone, "Content-Type: application/xml")),  # to the clearing up
+    }
+    with behind(s3_server, store, lambda number, head: faults.get(number)) as (broken, proxy):
+        assert broken.put_file("jobs/lost/large", large).sha256 == LARGE_SHA256
+        assert [head.split(" ")[0] for head in proxy.heads[5:]] == ["POST", "POST", "DELETE", "HEAD"]
+    assert stored(store, "jobs/lost/large") == LARGE
+
+
+def test_the_reason_of_a_stopped_upload_is_told_even_if_the_store_fails_too(s3_server: Server, store: S3Store) -> None:
+    class Stopped(Exception):
+        pass
+
+    class Stream(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if data := super().read(size):
+                return data
+            raise Stopped
+
+    with behind(s3_server, store, since(3, BUSY)) as (broken, proxy):
+        with pytest.raises(Stopped):
+            broken.put_stream("jobs/stopped/large", Stream(LARGE))
+        assert [head.split(" ")[0] for head in proxy.heads] == ["HEAD", "POST", "PUT", "DELETE", "DELETE"]
+    assert stored(store, "jobs/stopped/large") is None
+
+
+def test_an_upload_that_came_second_is_told_so_or_to_come_again(s3_server: Server, store: S3Store) -> None:
+    def other_first(number: int, head: str) -> Fault | None:
+        if number == 3:  # the look before the end
+            store.put_bytes("jobs/second/large", b"other")
+        return BUSY if number >= 4 else None  # nor can the parts be cleared away
+
+    with behind(s3_server, store, other_first) as (broken, _), pytest.raises(StorageUnavailable):
+        broken.put_stream("jobs/second/large", io.BytesIO(LARGE))
+    with pytest.raises(Conflict):
+        store.put_stream("jobs/second/large", io.BytesIO(LARGE))
 
 
 def test_a_server_without_conditional_writes_is_looked_at_first(s3_server: Server, store: S3Store) -> None:
