@@ -43,7 +43,7 @@ def scenario(seed: int, place: Place) -> Facts:
         began = [line.unit for line in lines if line.what == "began"]
         assert len(began) == len(set(began)) == PARTS + 2
         world.wait(lambda: world.queued(Kind.GENERATION) == 0, 60, "the queue to drain")
-        return {"messages": delivered, "workers_at_work": len({line.pid for line in lines})}
+        return {"messages": delivered, "children": len({line.pid for line in lines})}
 
 
 def _copy_messages(world: FaultCluster, copies: int, dice: random.Random) -> int:

@@ -69,5 +69,5 @@ def scenario(seed: int, place: Place) -> Facts:
 
 
 FAULT = Fault(
-    "postgres_restart", "PostgreSQL restart at every commit point", 100, scenario, quick=(20, 41), servers=True
+    "postgres_restart", "PostgreSQL restart at every commit point", 136, scenario, quick=(20, 41), servers=True
 )
