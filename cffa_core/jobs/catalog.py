@@ -53,6 +53,14 @@ def get_dataset(connection: sa.Connection, owner: str, dataset_id: str) -> Datas
     return dataset_of(row)
 
 
+def holds_dataset(connection: sa.Connection, dataset: Dataset) -> bool:
+    """Whether this very data set was added."""
+    try:
+        return get_dataset(connection, dataset.owner, dataset.id) == dataset
+    except NotFound:
+        return False
+
+
 def list_datasets(connection: sa.Connection, owner: str, page_size: int, page_token: str | None) -> Page[Dataset]:
     """See :meth:`JobStore.list_datasets`."""
     size, below = page_limits(page_size, page_token)

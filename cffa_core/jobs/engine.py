@@ -87,11 +87,15 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 def _configure_postgresql(connection: Any, _: Any) -> None:
+    limits = {
+        "statement_timeout": f"{STATEMENT_SECONDS}s",
+        "lock_timeout": f"{LOCK_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+        # The server's side of the connection: a vanished process must not keep its locks.
+        "tcp_keepalives_idle": KEEPALIVES["keepalives_idle"],
+        "tcp_keepalives_interval": KEEPALIVES["keepalives_interval"],
+        "tcp_keepalives_count": KEEPALIVES["keepalives_count"],
+    }
     connection.autocommit = True
-    for name, seconds in (
-        ("statement_timeout", STATEMENT_SECONDS),
-        ("lock_timeout", LOCK_SECONDS),
-        ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_SECONDS),
-    ):
-        connection.execute(f"SET {name} = '{seconds}s'")
+    connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in limits.items()))
     connection.autocommit = False

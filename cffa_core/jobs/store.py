@@ -112,7 +112,8 @@ class JobStore:
                 pairs=pairs,
                 report=report,
                 stored=stored,
-            )
+            ),
+            landed=catalog.holds_dataset,
         )
 
     def get_dataset(self, owner: str, dataset_id: str) -> Dataset:
