@@ -147,8 +147,8 @@ async def _sweep(backend: Backend) -> None:
             if time.monotonic() > orphans_due:
                 orphans_due = time.monotonic() + ORPHANS_SECONDS
                 await run_in_threadpool(_remove_what_nobody_needs, backend)
-        except CffaError:
-            _log.exception("the sweep failed; it runs again in %s s", backend.settings.sweep_seconds)
+        except CffaError as error:
+            _log.error("the sweep failed, it runs again in %s s: %s", backend.settings.sweep_seconds, error.message)
         await asyncio.sleep(backend.settings.sweep_seconds)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from services.api.problems import documented
 from services.api.schemas import DatasetList, DatasetPair, DatasetPairList, DatasetView
 from services.api.scratch import upload_folder
 
+PUTS_AT_ONCE = 4
 MAX_NAME = 200
 MAX_PATTERN = 200
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -129,11 +131,9 @@ def _take_in(
     replayed = key and _replayed(backend, owner, dataset_id, checked.digest, name)
     if replayed:
         return replayed
-    stored: dict[str, ObjectInfo] = {}
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     try:
-        for path in _files(folder):
-            relative = path.relative_to(folder).as_posix()
-            stored[relative] = backend.objects.put_file(dataset_key(prefix, relative), path)
+        stored = _store(backend, prefix, files)
         return backend.store.add_dataset(
             owner,
             dataset_id=dataset_id,
@@ -144,11 +144,21 @@ def _take_in(
             stored=StoredFiles(stored),
         )
     except BaseException as error:
-        _remove(backend, [info.key for info in stored.values()])
+        _remove(backend, [dataset_key(prefix, name) for name in files])
         # The same upload, sent twice at once: the other one was first.
         if isinstance(error, Conflict) and (made := _replayed(backend, owner, dataset_id, checked.digest, name)):
             return made
         raise
+
+
+def _store(backend: Backend, prefix: str, files: dict[str, Path]) -> dict[str, ObjectInfo]:
+    """Put ``files`` (name -> path) below ``prefix``, a few at a time: most of a small put is waiting for the store."""
+    pool = ThreadPoolExecutor(PUTS_AT_ONCE, thread_name_prefix="put")
+    try:
+        puts = {name: pool.submit(backend.objects.put_file, dataset_key(prefix, name), files[name]) for name in files}
+        return {name: put.result() for name, put in puts.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, those not begun; waits for the others
 
 
 def _remove(backend: Backend, keys: list[str]) -> None:

@@ -23,10 +23,10 @@ from cffa_core.recipes.archive import verify_archive
 from services.client.client import CffaClient
 from tests.servers import NEEDS, require
 
-pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("s3"), pytest.mark.slow, pytest.mark.timeout(900)]
 TOOL = Path(__file__).resolve().parents[2] / "deploy" / "local" / "cluster.py"
 PORTS = ("CLUSTER_API_PORT", "CLUSTER_REDIS_PORT", "CLUSTER_POSTGRES_PORT", "CLUSTER_S3_PORT", "CLUSTER_METRICS_PORT")
-SECONDS = 280
+SECONDS = 600
 
 
 class Cluster:
