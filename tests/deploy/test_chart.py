@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -113,6 +112,7 @@ def test_helm_lint_has_nothing_to_say() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_is_valid_for_kubernetes(variant: str) -> None:
     validate = tools.module("kubernetes_validate").validate
+    jsonschema = tools.module("jsonschema")
     objects = tools.render(**VARIANTS[variant])
     assert objects
     for found in objects:
@@ -253,6 +253,7 @@ def test_refuses_values_that_cannot_work(values: dict[str, Any]) -> None:
 
 def test_schema_names_every_value() -> None:
     """The schema allows nothing else, so it must be as complete as the values, and be a schema itself."""
+    jsonschema = tools.module("jsonschema")
     schema = json.loads((tools.CHART / "values.schema.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.Draft7Validator(schema).validate(yaml.safe_load((tools.CHART / "values.yaml").read_text()))

@@ -80,14 +80,14 @@ def answer(client: redis.Redis) -> None:
 
 
 @pytest.fixture(scope="module")
-def stage(
+def prepared(
     secrets: Path,
     broker: tuple[subprocess.Popen[bytes], int],
     postgres_server: Server,
     s3_server: Server,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stage]:
-    """A database and a bucket name of our own; the set-up has run; API, both workers and Flower have been started."""
+    """A database and a bucket name of our own; the set-up has run."""
     database = f"compose_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(postgres_server.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {database}")  # type: ignore[arg-type]
@@ -100,11 +100,17 @@ def stage(
     try:
         done = stage.run("setup")
         assert done.returncode == 0, done.stderr
-        for service in ("api", *WORKERS, "flower"):
-            stage.start(service)
         yield stage
     finally:
         stage.close()
+
+
+@pytest.fixture(scope="module")
+def stage(prepared: Stage) -> Stage:
+    """API, both workers and Flower have been started."""
+    for service in ("api", *WORKERS, "flower"):
+        prepared.start(service)
+    return prepared
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +149,8 @@ def test_health_check_of_redis(broker: tuple[subprocess.Popen[bytes], int], secr
         assert subprocess.run(["sh", "-c", command], capture_output=True, timeout=60).returncode == expected
 
 
-def test_set_up_may_run_again(stage: Stage) -> None:
-    done = stage.run("setup")
+def test_set_up_may_run_again(prepared: Stage) -> None:
+    done = prepared.run("setup")
     assert done.returncode == 0, done.stderr
 
 
@@ -180,6 +186,19 @@ def test_workers_answer_celery(stage: Stage, api: httpx.Client) -> None:
             assert all(text == {"ok": "pong"} for text in answers.values())
             return
         assert time.monotonic() < end, done.stdout + done.stderr + stage.log("worker-cpu")
+
+
+def test_flower_lists_the_workers(stage: Stage, api: httpx.Client) -> None:
+    stage.wait_healthy("flower")
+    names = {worker["info"]["celery"] for worker in api.get("/v1/workers").json()["items"]}
+    address = f"http://127.0.0.1:{stage.port('flower', 5555)}/workers"
+    end = time.monotonic() + PATIENCE
+    while True:
+        listed = httpx.get(address, params={"json": "1"}, timeout=60).json()["data"]
+        if {worker["hostname"] for worker in listed if worker["status"]} == names:
+            return
+        assert time.monotonic() < end, listed
+        time.sleep(0.5)
 
 
 def test_no_process_shows_a_secret(stage: Stage, api: httpx.Client) -> None:
