@@ -98,7 +98,7 @@ def _queue(url: str, jobs: int) -> Iterator[JobStore]:
         for number in range(first, last):
             owner = owners[number % OWNERS]
             spec = GenerationSpec(model_id=models[owner], count=1, seed=number)
-            lifecycle.create(connection, owner, spec, 0, None)
+            lifecycle.create(connection, owner, JobStore.new_id("job"), spec, 0, None)
 
     for first in range(0, jobs, JOBS_PER_TRANSACTION):
         last = min(jobs, first + JOBS_PER_TRANSACTION)
