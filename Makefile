@@ -4,6 +4,7 @@
 #   make cluster                                  PostgreSQL, Redis, an S3 store, API and workers, without containers
 #   make cluster-down, make cluster-status        stop exactly that and keep its data; say what runs
 #   make test                                     unit, contract and API tests
+#   make faults [FAULTS="--minutes 60"]           kill, stop, cut and flip on purpose; counts add up over runs
 #   make check                                    format, lint, types, imports, then make test
 #   make lock                                     write requirements/lock.txt anew (needs uv)
 #   make clean                                    remove the environment and caches
@@ -15,6 +16,7 @@ VENV ?= .venv
 DATA ?=
 OUT ?= demo-output
 CLUSTER ?=
+FAULTS ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export CLUSTER_HOME CLUSTER_WORKERS CLUSTER_API_PORT CLUSTER_REDIS_PORT CLUSTER_POSTGRES_PORT CLUSTER_S3_PORT \
   CLUSTER_METRICS_PORT
 
-.PHONY: demo test check lint types imports install lock clean cluster cluster-down cluster-status
+.PHONY: demo test faults check lint types imports install lock clean cluster cluster-down cluster-status
 
 demo: $(if $(CLUSTER),cluster,install)
 	@$(if $(CLUSTER),$(CLUSTER_TOOL),$(BIN)/cffa) demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
@@ -40,6 +42,9 @@ cluster-status: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(FAULTS)
 
 check: lint types imports test
 
