@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.catalog import pointed_keys
-from cffa_core.jobs.pace import Place, UnitPace, job_progress, seconds_until_done
-from cffa_core.jobs.queue import live_workers, measured_rate, places
+from cffa_core.jobs.pace import Measured, Place, UnitPace, job_progress, measured_rate, seconds_until_done
+from cffa_core.jobs.queue import live_workers, measured, places
 from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part
 from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
@@ -26,9 +26,14 @@ from cffa_core.jobs.schema import metrics as metric_rows
 from cffa_core.jobs.spec import Kind, parse_spec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 
+_WAITS = (JobState.QUEUED.value, JobState.RUNNING.value)
 
-def get_job(connection: sa.Connection, owner: str, job_id: str, cap: int) -> Job:
-    """See :meth:`JobStore.get_job`; ``cap`` units of one owner run at a time (0: any number)."""
+
+def get_job(connection: sa.Connection, owner: str, job_id: str, cap: int | None) -> Job:
+    """See :meth:`JobStore.get_job`; ``cap`` units of one owner run at a time (0: any number).
+
+    With None the place in the queue is not looked up, nor the time that follows from it.
+    """
     return _jobs_of(connection, [_row(connection, owner, job_id)], cap)[0]
 
 
@@ -61,7 +66,7 @@ def list_jobs(
     return as_page(_jobs_of(connection, rows, cap), [row.number for row in rows], size)
 
 
-def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int) -> list[Job]:
+def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | None) -> list[Job]:
     """Job rows with what is computed on reading: progress, counts, place in the queue, time left."""
     work: dict[str, list[UnitPace]] = defaultdict(list)
     moving = [row.id for row in rows if JobState(row.state) not in TERMINAL]
@@ -84,25 +89,22 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int) -
                 reported_at=unit.reported_at,
             )
         )
-    waits: dict[Kind, list[str]] = defaultdict(list)
-    for row in rows:
-        if row.waiting and not any(unit.live for unit in work[row.id]):
-            waits[Kind(row.kind)].append(row.id)
-    found: dict[str, Place] = {}
-    busy: dict[Kind, int] = {}
-    for kind, ids in waits.items():
-        found |= places(connection, kind, ids)
-        busy[kind] = live_workers(connection, kind)
-    jobs_found = []
-    for row in rows:
-        job = _job_of(row, work[row.id])
-        if (place := found.get(row.id)) is not None:
-            workers = busy[job.kind]
-            rate = measured_rate(connection, job.spec) if workers else None
-            eta = seconds_until_done(place, rate, workers, cap)
-            job = replace(job, queue_position=place.position, progress=replace(job.progress, eta_seconds=eta))
-        jobs_found.append(job)
-    return jobs_found
+    found = [_job_of(row, work[row.id]) for row in rows]
+    if cap is None:
+        return found
+    waits = {row.id for row in rows if row.waiting and row.state in _WAITS and not any(u.live for u in work[row.id])}
+    for kind in {job.kind for job in found if job.id in waits}:
+        workers = live_workers(connection, kind)
+        line = places(connection, kind, [job.id for job in found if job.kind is kind and job.id in waits])
+        timed = measured(connection, kind) if workers else []
+        found = [_in_line(job, line[job.id], timed, workers, cap) if job.id in line else job for job in found]
+    return found
+
+
+def _in_line(job: Job, place: Place, timed: Sequence[Measured], workers: int, cap: int) -> Job:
+    """A job that nobody works on just now, with its place and an estimate of the time until it is done."""
+    eta = seconds_until_done(place, measured_rate(job.spec, timed), workers, cap)
+    return replace(job, queue_position=place.position, progress=replace(job.progress, eta_seconds=eta))
 
 
 def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:

@@ -122,6 +122,25 @@ def seconds_until_done(place: Place, rate: float | None, workers: int, cap: int 
     return max(everything, rate * own / most, rate * place.size / min(most, max(1, place.units)))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a job took: seconds of one worker for so many pairs or training steps; ``spec`` as stored."""
+
+    spec: dict[str, Any]
+    seconds: float
+    done: int
+
+
+def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
+    """Seconds of one worker per pair or step of ``spec``; None if nothing was measured.
+
+    Jobs whose settings cost the same count alone, if there are any.
+    """
+    counted = [job for job in jobs if same_cost(spec, job.spec)] or jobs
+    done = sum(job.done for job in counted)
+    return sum(job.seconds for job in counted) / done if done > 0 else None
+
+
 def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
     """Whether a stored spec of the same kind costs about as much per pair or step as ``spec``."""
     if isinstance(spec, GenerationSpec):

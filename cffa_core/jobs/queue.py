@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cffa_core.jobs.pace import Place, same_cost
+from cffa_core.jobs.pace import Measured, Place
 from cffa_core.jobs.records import LIVE_WORKER_SECONDS, Load, QueueCounts
 from cffa_core.jobs.schema import QUEUE, clock, jobs, owners, units, workers
-from cffa_core.jobs.spec import JobSpec, Kind
+from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState, UnitState
 
 NEWEST_MEASURED = 20
@@ -132,26 +132,20 @@ def _size(kind: Kind) -> sa.ColumnElement[Any]:
     return jobs.c.requested - jobs.c.generated
 
 
-def measured_rate(connection: sa.Connection, spec: JobSpec) -> float | None:
-    """Seconds of one worker per pair (or per training step) in the newest measured jobs of this kind.
-
-    Those whose settings cost the same count alone if there are any; None if nothing was measured yet.
-    """
+def measured(connection: sa.Connection, kind: Kind) -> list[Measured]:
+    """What the newest jobs of a kind took: generation as far as it got, training that came to its end."""
     query = (
         sa.select(jobs.c.spec, jobs.c.busy_seconds, jobs.c.generated)
-        .where(jobs.c.kind == spec.kind.value, sa.literal_column("jobs.busy_seconds > 0", sa.Boolean()))
+        .where(jobs.c.kind == kind.value, sa.literal_column("jobs.busy_seconds > 0", sa.Boolean()))
         .order_by(jobs.c.number.desc())
         .limit(NEWEST_MEASURED)
     )
-    if spec.kind is Kind.TRAINING:
+    if kind is Kind.TRAINING:
         query = query.where(jobs.c.state.in_([JobState.FINALIZING.value, JobState.SUCCEEDED.value]))
-    measured = [
-        (row.spec, row.busy_seconds, row.spec["steps"] if spec.kind is Kind.TRAINING else row.generated)
+    return [
+        Measured(row.spec, row.busy_seconds, row.spec["steps"] if kind is Kind.TRAINING else row.generated)
         for row in connection.execute(query)
     ]
-    alike = [found for found in measured if same_cost(spec, found[0])] or measured
-    done = sum(number for _, _, number in alike)
-    return sum(seconds for _, seconds, _ in alike) / done if done else None
 
 
 def live_workers(connection: sa.Connection, kind: Kind) -> int:

@@ -360,12 +360,13 @@ class JobStore:
         When no unit is left, ``finalize`` is enqueued in the same transaction. The commit of the finalize unit
         writes ``job_result`` (and ``model_id``, where ``model`` is given) and the job has succeeded. In a job that
         is being cancelled or is over, the unit is freed and :class:`LeaseLost` is raised: nothing is left to do.
-        Repeated with the same files it answers as the first time and changes nothing.
+        Repeated with the same files it answers as the first time and changes nothing. The place in the queue is left
+        out of the job returned.
         """
         taken = self._db.write(lambda connection: results.commit(connection, claim, stored, info, job_result, model))
         if not taken:
             raise LeaseLost(f"job {claim.job_id} takes no more results")
-        return self.get_job(claim.owner, claim.job_id)
+        return self._db.read(lambda connection: listing.get_job(connection, claim.owner, claim.job_id, None))
 
     def release(self, claim: Claim, *, reason: str | None = None) -> None:
         """Give a unit back without penalty: clean shutdown, cancel or pause obeyed.

@@ -417,3 +417,31 @@ def test_workers_register_beat_and_leave(store: JobStore) -> None:
     store.remove_worker("w1")
     with pytest.raises(NotFound):
         store.heartbeat("w1")
+
+
+def test_an_owner_at_the_cap_is_passed_over_until_a_unit_ends(record_url: str) -> None:
+    store = JobStore(record_url, owner_running_units=2)
+    mine, theirs = trained_model(store), trained_model(store, OTHER)
+    generation_job(store, mine, parts=5, priority=9)
+    first, second = claimed(store), claimed(store)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    generation_job(store, theirs, OTHER, parts=1)
+    assert claimed(store).owner == OTHER
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    commit_part(store, first)
+    third = claimed(store)
+    assert (third.owner, third.index) == (OWNER, 2)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    for claim in (second, third):
+        store.release(claim)
+    assert [claimed(store).index, claimed(store).index] == [1, 2]
+    store.close()
+
+
+def test_a_turn_is_taken_once_per_interval(store: JobStore) -> None:
+    assert store.take_turn("house", 0.3)
+    assert not store.take_turn("house", 0.3)
+    assert store.take_turn("garden", 60.0)
+    time.sleep(0.35)
+    assert store.take_turn("house", 0.3)
+    assert not store.take_turn("garden", 60.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cffa_core.jobs.pace import Place, UnitPace, job_progress, same_cost, seconds_until_done
+from cffa_core.jobs.pace import Measured, Place, UnitPace, job_progress, measured_rate, same_cost, seconds_until_done
 from cffa_core.jobs.records import Progress
 from cffa_core.jobs.spec import GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import JobState
@@ -113,3 +113,11 @@ def test_like_settings_cost_the_same() -> None:
     trained = TRAINING.model_dump(mode="json")
     assert same_cost(TRAINING.model_copy(update={"steps": 9}), trained)
     assert not same_cost(TRAINING.model_copy(update={"batch_size": 9}), trained)
+
+
+def test_a_rate_comes_from_like_jobs_or_else_from_all() -> None:
+    stored = GENERATION.model_dump(mode="json")
+    large = stored | {"resolution": 1024}
+    assert measured_rate(GENERATION, []) is None
+    assert measured_rate(GENERATION, [Measured(large, 90.0, 10), Measured(large, 30.0, 2)]) == pytest.approx(10.0)
+    assert measured_rate(GENERATION, [Measured(large, 90.0, 10), Measured(stored, 30.0, 10)]) == pytest.approx(3.0)
