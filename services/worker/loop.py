@@ -52,7 +52,13 @@ class Worker:
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.facts: dict[str, Any] = {} if facts is None else facts
-        self.store = JobStore(settings.record_url, max_crashes=settings.max_crashes, max_expiries=settings.max_expiries)
+        self.store = JobStore(
+            settings.record_url,
+            max_crashes=settings.max_crashes,
+            max_expiries=settings.max_expiries,
+            owner_running_units=settings.owner_running_units,
+            application="cffa-worker",
+        )
         self._settings = settings
         self._kinds = tuple(kinds)
         self._threads = settings.threads or len(os.sched_getaffinity(0))
