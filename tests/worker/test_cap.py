@@ -18,4 +18,5 @@ def test_a_worker_leaves_owners_alone_who_run_as_much_as_they_may(tmp_path: Path
     assert worker.store.claim(worker.id, ALL_KINDS, lease_seconds=LEASE) is None
     training_job(worker.store, OTHER)
     assert claimed(worker.store).owner == OTHER
-    worker.store.close()
+    worker.stop()
+    worker.run()  # ends at once and gives its scratch folder back
