@@ -21,7 +21,7 @@ from tests.faults.timed_child import read_log, timed
 from tests.faults.worlds import FaultWorld
 from tests.worker.world import OWNER, child_pids
 
-SECONDS = 1.5
+SECONDS = 2.5
 
 
 def scenario(seed: int, place: Place) -> Facts:
@@ -36,7 +36,7 @@ def _sleep_and_wake(world: FaultWorld, dice: random.Random, *, together: bool) -
     job = world.generation(world.adopt_model(), count=1)
     sleeper = world.start_worker(timed(log, SECONDS))
     world.wait(lambda: read_log(log), 60, "a child at work")
-    time.sleep(dice.uniform(0.0, 0.7 * SECONDS))
+    time.sleep(dice.uniform(0.0, 0.5 * SECONDS))
     pids = [sleeper.pid, *(child_pids(sleeper.pid) if together else [])]
     _put_to_sleep(world, pids)
     asleep = time.monotonic()
