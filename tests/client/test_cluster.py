@@ -91,7 +91,8 @@ def cluster(models_dir: Path) -> Iterator[Cluster]:
     # Not below pytest's own folder, which is closed to the user postgres.
     with tempfile.TemporaryDirectory(prefix="cffa-cluster-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)
-        made = Cluster(Path(folder) / "home", CFFA_MODELS_DIR=str(models_dir), CFFA_S3_SECRET_KEY="minioadmin")
+        settings = {"CFFA_MODELS_DIR": str(models_dir), "CFFA_THREADS": "1", "CFFA_S3_SECRET_KEY": "minioadmin"}
+        made = Cluster(Path(folder) / "home", **settings)
         try:
             started = made("start")
             assert started.returncode == 0, started.stderr + started.stdout
