@@ -146,6 +146,7 @@ def capped(store: JobStore, say: Say) -> None:
             time.sleep(0.005)
         elif claim.kind is UnitKind.PART:
             say(f"claimed {claim.unit_id}")
+            time.sleep(0.03)  # the others ask meanwhile
             commit_part(store, claim)
         else:
             store.commit(claim, files(), {}, job_result={})

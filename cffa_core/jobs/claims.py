@@ -125,15 +125,15 @@ def _take_unit(connection: sa.Connection, asking: Asking, owner: str, job_id: st
         job = LockedJob.take(connection, job_id)
     except NotFound:
         return None
-    if job.state not in CLAIMABLE:
-        return None
     unit = connection.execute(
         sa.select(units)
         .where(units.c.job_id == job_id, units.c.state == UnitState.QUEUED.value)
         .order_by(units.c.idx)
         .limit(1)
     ).one_or_none()
-    if unit is None:
+    if unit is None or job.state not in CLAIMABLE:
+        job.settle()  # counts again what waits: an older version of the code does not keep the count
+        job.save()
         return None
     attempt = unit.attempt + 1
     connection.execute(

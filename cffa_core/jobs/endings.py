@@ -13,7 +13,9 @@ from cffa_core.errors import NotFound
 from cffa_core.jobs.locked import LockedJob, take_claimed
 from cffa_core.jobs.records import Claim
 from cffa_core.jobs.schema import clock, jobs, units
-from cffa_core.jobs.state import JobState, UnitKind, UnitState
+from cffa_core.jobs.state import CLAIMABLE, JobState, UnitKind, UnitState
+
+_CLAIMABLE = sorted(state.value for state in CLAIMABLE)
 
 
 def release(connection: sa.Connection, held: Claim, reason: str | None = None) -> None:
@@ -83,10 +85,13 @@ def _end_unit(job: LockedJob, unit: sa.Row[Any], code: str, message: str, counts
 
 
 def expired_jobs(connection: sa.Connection) -> list[str]:
-    """Jobs with a unit whose lease ran out, and jobs that only wait for their units to stop."""
+    """Jobs with a unit whose lease ran out, jobs that only wait for their units to stop, and jobs whose waiting units
+    are not counted (older versions of the code, which may run beside this one, do not keep the count)."""
     late = sa.select(units.c.job_id).where(units.c.state == UnitState.RUNNING.value, units.c.lease_expires_at < clock())
     stopping = sa.select(jobs.c.id).where(jobs.c.state.in_([JobState.CANCELING.value, JobState.PAUSING.value]))
-    return sorted({*connection.scalars(late), *connection.scalars(stopping)})
+    waiting = sa.exists().where(units.c.job_id == jobs.c.id, units.c.state == UnitState.QUEUED.value).correlate(jobs)
+    uncounted = sa.select(jobs.c.id).where(jobs.c.state.in_(_CLAIMABLE), jobs.c.waiting == 0, waiting)
+    return sorted({found for query in (late, stopping, uncounted) for found in connection.scalars(query)})
 
 
 def expire(connection: sa.Connection, job_id: str, max_expiries: int) -> int:
@@ -114,7 +119,7 @@ def expire(connection: sa.Connection, job_id: str, max_expiries: int) -> int:
             if not job.over:
                 job.set(reason="worker_lost")
     job.settle()
-    if late or job.state is not before:
+    if late or job.state is not before or job.recounted:
         job.save()
     return len(late)
 

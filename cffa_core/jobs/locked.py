@@ -54,6 +54,11 @@ class LockedJob:
         """Whether the job takes no more results."""
         return self.state is JobState.CANCELING or self.state in TERMINAL
 
+    @property
+    def recounted(self) -> bool:
+        """Whether :meth:`settle` found another number of waiting units than the row says."""
+        return bool(self._changes.get("waiting", self.row.waiting) != self.row.waiting)
+
     def set(self, **values: Any) -> None:
         """Change columns of the job's row."""
         self._changes.update(values)

@@ -7,6 +7,7 @@ import math
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from cffa_core.errors import LeaseLost, NotFound, NumericsMismatch
 from cffa_core.jobs.records import Progress
@@ -445,3 +446,23 @@ def test_a_turn_is_taken_once_per_interval(store: JobStore) -> None:
     time.sleep(0.35)
     assert store.take_turn("house", 0.3)
     assert not store.take_turn("garden", 60.0)
+
+
+def test_a_wrong_count_of_waiting_units_is_put_right(store: JobStore, record_url: str) -> None:
+    job = generation_job(store, trained_model(store), parts=2)
+    set_waiting(record_url, 0)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    version = store.get_job(OWNER, job.id).version
+    assert store.sweep() == 0
+    assert store.get_job(OWNER, job.id).version > version
+    assert [claimed(store).index, claimed(store).index] == [0, 1]
+    set_waiting(record_url, 7)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    assert store.queue_summary()[Kind.GENERATION].waiting_units == 0
+
+
+def set_waiting(url: str, number: int) -> None:
+    """What an older version of the code leaves behind."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE jobs SET waiting = {number} WHERE kind = 'generation'")

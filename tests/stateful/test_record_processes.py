@@ -121,16 +121,19 @@ def test_no_owner_exceeds_the_cap_whoever_claims(url: str, forks: Processes) -> 
         ]
         assert len(changes) == 24
         at_a_time = list(itertools.accumulate(change for _, change in changes))
-        assert max(at_a_time) == CAP
+        assert max(at_a_time) <= CAP
     store.close()
 
 
 def test_locks_are_taken_in_one_order(url: str, records: Records, forks: Processes) -> None:
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    postgres = isinstance(records, PostgresRecords)
+    before = ask(url, deadlocks) if postgres else None
     logs = forks.finish([forks.start("quarrel", url) for _ in range(8)])
     acts = Counter(line for log in logs for line in log)
     assert set(acts) == set(ACTS)
-    if isinstance(records, PostgresRecords):
-        assert ask(url, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+    if postgres:
+        assert ask(url, deadlocks) == before
     # What is counted while it changes agrees with a count of the rows.
     waiting = "SELECT count(*) FROM units WHERE units.job_id = jobs.id AND units.state = 'queued'"
     claimable = "state IN ('queued', 'running', 'finalizing')"
