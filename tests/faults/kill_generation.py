@@ -19,7 +19,7 @@ from cffa_core.recipes.archive import merge_archives, verify_archive, write_part
 from cffa_core.recipes.generate import generate_part, load_sampler
 from cffa_core.storage.manifest import publish_folder
 from tests.faults.campaign import Facts, Fault
-from tests.faults.killing import KILLS, LEASE, assert_nothing_unrecorded, kill_at_random, one_thread, train_directly
+from tests.faults.killing import KILLS, assert_nothing_unrecorded, kill_at_random, one_thread, train_directly, world_for
 from tests.faults.place import Place
 from tests.faults.worlds import FaultWorld
 from tests.worker.world import OWNER, SIDE
@@ -40,7 +40,7 @@ class Reference:
 def scenario(seed: int, place: Place) -> Facts:
     """Three kills in one generation; there are four specs, whose references are computed once per process."""
     dice = random.Random(seed)
-    with place.world(lease_seconds=LEASE) as world:
+    with world_for(seed, place) as world:
         model = trained_model(place)
         stored = publish_folder(world.objects, model, lambda name: f"models/adopted/{name}")
         spec = GenerationSpec(

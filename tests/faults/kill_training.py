@@ -11,7 +11,7 @@ from typing import Any
 
 from cffa_core.jobs.state import JobState, UnitKind
 from tests.faults.campaign import Facts, Fault
-from tests.faults.killing import KILLS, LEASE, assert_nothing_unrecorded, digests, kill_at_random, train_directly
+from tests.faults.killing import KILLS, assert_nothing_unrecorded, digests, kill_at_random, train_directly, world_for
 from tests.faults.place import Place
 from tests.faults.worlds import FaultWorld
 from tests.worker.world import OWNER
@@ -24,7 +24,7 @@ SPECS = 4
 def scenario(seed: int, place: Place) -> Facts:
     """Three kills in one training; there are four specs, whose references are computed once per process."""
     dice = random.Random(seed)
-    with place.world(lease_seconds=LEASE) as world:
+    with world_for(seed, place) as world:
         job = world.training(
             world.add_dataset(),
             steps=STEPS,

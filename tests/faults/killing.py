@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from cffa_core.jobs.spec import TrainSettings
 from cffa_core.jobs.state import TERMINAL
 from cffa_core.recipes.train import run_training
 from cffa_core.storage.manifest import fetch_files
+from tests.faults.place import Place
 from tests.faults.worlds import FaultWorld
 from tests.worker.world import OWNER, child_pids
 
@@ -36,6 +38,13 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def world_for(seed: int, place: Place) -> AbstractContextManager[FaultWorld]:
+    """Where the killing happens: every fourth seed on a whole cluster, the others on SQLite and a folder."""
+    if seed % 4 == 0:
+        return place.whole_cluster(lease_seconds=LEASE, poll_seconds=1.0)
+    return place.world(lease_seconds=LEASE)
 
 
 def kill_at_random(

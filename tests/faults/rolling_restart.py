@@ -20,16 +20,23 @@ PART_SECONDS = 0.6
 
 
 def scenario(seed: int, place: Place) -> Facts:
-    """Restart three workers in turn; with a lease of six seconds no busy machine makes them look lost."""
+    """Workers that poll, or (every second seed) Celery workers that only messages wake.
+
+    With a lease of six seconds no busy machine makes them look lost.
+    """
     dice = random.Random(seed)
-    with place.world(lease_seconds=6.0) as world:
-        return restart_all(world, dice)
+    if seed % 2:
+        with place.world(lease_seconds=6.0) as world:
+            return _restart_all(world, dice, local=False)
+    place.server("redis")
+    with place.cluster(lease_seconds=6.0, sweep_seconds=1.0) as cluster:
+        return _restart_all(cluster, dice, local=True)
 
 
-def restart_all(world: FaultWorld, dice: random.Random) -> Facts:
-    """Replace every worker of ``world`` under load."""
+def _restart_all(world: FaultWorld, dice: random.Random, *, local: bool) -> Facts:
+    """Replace every worker of ``world`` under load; in a cluster the workers' own top-up sends the messages."""
     log = world.settings.home / "child.log"
-    command = timed(log, PART_SECONDS)
+    command = timed(log, PART_SECONDS, local=local)
     model_id = world.adopt_model()
     jobs = [_post(world, model_id) for _ in range(JOBS)]
     workers = [world.start_worker(command) for _ in range(WORKERS)]
@@ -61,4 +68,4 @@ def _post(world: FaultWorld, model_id: str) -> str:
     return world.generation(model_id, count=6, part_size=2).id
 
 
-FAULT = Fault("rolling_restart", "SIGTERM rolling restart under load", 20, scenario, quick=(1,))
+FAULT = Fault("rolling_restart", "SIGTERM rolling restart under load", 20, scenario, quick=(2,), servers=True)
