@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; returns the exit code."""
     options = _options(arguments)
     faulthandler.enable()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and workers are ended, too
     logging.disable(logging.CRITICAL)  # workers in threads of this process; those in processes write to a log file
     chosen = [fault for fault in FAULTS if not options.only or fault.name in options.only]
     ledger, regressions = Ledger(options.results, chosen), Regressions()

@@ -6,6 +6,7 @@ The reference is the same spec run directly, in this process, without service, w
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def scenario(seed: int, place: Place) -> Facts:
         world.assert_succeeded(job.id)
         assert kills == KILLS
         assert max(lost) <= EVERY, f"{lost} steps were lost at the kills"
+        saved = [event["step"] for event in world.events(job.id, "checkpoint")]
+        gaps = [after - before for before, after in pairwise([0, *saved])]
+        assert all(0 < gap <= EVERY for gap in gaps), f"a run did not go on at the newest checkpoint: {saved}"
         _compare(world, job.id, _reference(place, world, job))
         assert len([claim for claim in world.events(job.id, "claimed") if claim["unit"] == "train"]) <= 1 + kills
         assert_nothing_unrecorded(world, job)

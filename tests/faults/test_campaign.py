@@ -35,6 +35,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Pa
     monkeypatch.setattr(program, "FAULTS", (fault,))
     monkeypatch.setattr(program, "Regressions", lambda: Regressions(tmp_path / "regressions.json"))
     monkeypatch.setattr(program.logging, "disable", lambda level: None)
+    monkeypatch.setattr(program.signal, "signal", lambda number, handler: None)
     return tmp_path / "faults.json"
 
 
