@@ -54,6 +54,7 @@ def proxy(url: str) -> Iterator[CommitProxy]:
 @pytest.fixture
 def shaky(url: str, proxy: CommitProxy) -> Iterator[JobStore]:
     opened = JobStore(sa.make_url(url).set(port=proxy.port).render_as_string(hide_password=False))
+    opened.ping()  # the first connection asks what the server is like, in a transaction of its own
     yield opened
     opened.close()
 
