@@ -72,7 +72,7 @@ class CommitProxy:
             while data := pair.client.recv(1 << 16):
                 if b"BEGIN" in data:
                     pair.writes = b"READ ONLY" not in data
-                if pair.writes and b"COMMIT" in data and self.made < self.cuts:
+                if pair.writes and b"COMMIT\0" in data and self.made < self.cuts:
                     self.made += 1
                     if self.when == "before":
                         break
