@@ -6,7 +6,7 @@ claim ends otherwise in ``endings``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -80,6 +80,8 @@ def take(
         claim = _take_unit(connection, asking, owner, job_id)
         if claim is not None:
             return claim
+        # It changed before it was locked, or its count of waiting units is wrong until the next sweep.
+        asking = replace(asking, avoid=(*asking.avoid, job_id))
     return "nothing"
 
 
