@@ -90,7 +90,7 @@ class PostgresRecords:
         with engine.connect() as connection:
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
             )
             # Rows that belong to a job go with it.
             for table in ("jobs", "owners", "models", "datasets", "workers", "turns"):

@@ -44,7 +44,7 @@ OWNERS = (OWNER, OTHER)
 MAX_CRASHES, MAX_EXPIRIES = 3, 4
 
 
-SEQUENCES = int(os.environ.get("CFFA_SEQUENCES", "12"))
+SEQUENCES = int(os.environ.get("CFFA_SEQUENCES", "8"))
 SETTINGS = settings(
     max_examples=SEQUENCES,
     stateful_step_count=35,
