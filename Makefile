@@ -1,28 +1,50 @@
 # The two commands: `make demo` and `make test`. Everything below makes its own environment first.
 #   make demo [DATA=folder-or-zip] [OUT=folder]   the main job, end to end, on this machine
+#   make demo CLUSTER=1                           the same against the cluster of `make cluster`, started if need be
+#   make cluster                                  PostgreSQL, Redis, an S3 store, API and workers, without containers
+#   make cluster-down, make cluster-status        stop exactly that and keep its data; say what runs
 #   make test                                     unit, contract and API tests
+#   make faults [FAULTS="--minutes 60"]           kill, stop, cut and flip on purpose; counts add up over runs
 #   make check                                    format, lint, types, imports, then make test
 #   make lock                                     write requirements/lock.txt anew (needs uv)
 #   make clean                                    remove the environment and caches
 # Settings: PYTHON=python3.12 picks the interpreter, TORCH_INDEX=<url> the package index that torch alone comes from
-# (README, Installation).
+# (README, Installation); CLUSTER_HOME=folder, CLUSTER_API_PORT=number and others of docs/cluster.md.
 
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 OUT ?= demo-output
+CLUSTER ?=
+FAULTS ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 BIN := $(VENV)/bin
+CLUSTER_TOOL := $(BIN)/python deploy/local/cluster.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check lint types imports install lock clean
+export CLUSTER_HOME CLUSTER_WORKERS CLUSTER_API_PORT CLUSTER_REDIS_PORT CLUSTER_POSTGRES_PORT CLUSTER_S3_PORT \
+  CLUSTER_METRICS_PORT
 
-demo: install
-	@$(BIN)/cffa demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+.PHONY: demo test faults check lint types imports install lock clean cluster cluster-down cluster-status
+
+demo: $(if $(CLUSTER),cluster,install)
+	@$(if $(CLUSTER),$(CLUSTER_TOOL),$(BIN)/cffa) demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+cluster: install
+	@$(CLUSTER_TOOL) start
+
+cluster-down: install
+	@$(CLUSTER_TOOL) stop
+
+cluster-status: install
+	@$(CLUSTER_TOOL) status
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(FAULTS)
 
 check: lint types imports test
 

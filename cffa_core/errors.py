@@ -97,6 +97,12 @@ class StorageUnavailable(CffaError):
     retryable = True
 
 
+class RecordOutdated(StorageUnavailable):
+    """The record's schema is older than this version needs; whoever runs the service must set it up."""
+
+    code = "record_outdated"
+
+
 class ModelUnavailable(CffaError):
     """A base model or checkpoint cannot be loaded: missing, incomplete, or offline."""
 

@@ -1,27 +1,58 @@
 """One settings object for every process of CFFA, read from ``CFFA_*`` environment variables.
 
 ``embedded`` is one machine: SQLite, a local folder, a worker that polls. ``cluster`` names servers for all three.
-No other module reads the environment.
+Secrets may also come from files (container secrets): a file ``cffa_s3_secret_key`` in the folder that
+``CFFA_SECRETS_DIR`` names counts as that setting; the environment wins. No other module reads the environment.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+from cffa_core.errors import InvalidSettings, Problem
+
+SHORTEST_SECRET = 16
+SHORTEST_KEY = 32
+_KNOWN_SECRETS = frozenset({"minioadmin", "changeme", "change-me", "password", "secret", "cffa", "cffa-secret"})
 
 
 class Settings(BaseSettings):
     """Where things are and how long they may take. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="CFFA_", extra="ignore", frozen=True, secrets_dir=None)
+    model_config = SettingsConfigDict(env_prefix="CFFA_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     mode: Literal["embedded", "cluster"] = "embedded"
     home: Path = Field(default=Path("cffa-home"), description="Folder of the embedded record, objects and caches.")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty means SQLite inside `home`.")
+    database_password: SecretStr = Field(default=SecretStr(""), description="Put into `database_url`.")
+    broker_url: str = Field(default="", description="redis://host:port/0 of the cluster's Celery broker.")
+    broker_password: SecretStr = Field(default=SecretStr(""), description="Put into `broker_url`.")
+
+    s3_endpoint: str = Field(default="", description="http(s)://host:port of the object store, as the services see it.")
+    s3_public_endpoint: str = Field(
+        default="", description="The same store as users reach it: download links are signed for it; empty: as above."
+    )
+    s3_bucket: str = Field(default="cffa", min_length=3, max_length=63)
+    s3_region: str = "us-east-1"
+    s3_access_key: SecretStr = SecretStr("")
+    s3_secret_key: SecretStr = SecretStr("")
+
+    bootstrap_key: SecretStr = Field(
+        default=SecretStr(""), description="The key that API clients of a cluster send as a bearer token."
+    )
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of a worker's own /metrics; 0 means none (the API has a route)."
+    )
+    owner_running_units: int = Field(
+        default=0, ge=0, description="Units of one owner that run at a time; 0 means no limit."
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8008, ge=0, le=65535)
@@ -36,7 +67,14 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=60.0, gt=0)
     renew_seconds: float = Field(default=15.0, gt=0)
-    poll_seconds: float = Field(default=1.0, gt=0, description="How often an idle worker looks for work.")
+    poll_seconds: float = Field(
+        default_factory=lambda earlier: 10.0 if earlier.get("mode") == "cluster" else 1.0,
+        gt=0,
+        description="How often an idle worker looks for work by itself: every second, 10 s where a broker wakes it.",
+    )
+    worker_kinds: str = Field(
+        default="", description="Kinds of jobs that a worker takes, e.g. `training,generation`; empty means all."
+    )
     sweep_seconds: float = Field(default=5.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0, description="No step within this time: the child is killed.")
     cancel_grace_seconds: float = Field(default=20.0, gt=0)
@@ -58,14 +96,47 @@ class Settings(BaseSettings):
     def _leases_make_sense(self) -> Self:
         if self.renew_seconds * 2 > self.lease_seconds:
             raise ValueError("renew_seconds must be at most half of lease_seconds")
-        if self.mode == "cluster" and not self.database_url:
-            raise ValueError("cluster mode needs CFFA_DATABASE_URL")
         return self
+
+    @model_validator(mode="after")
+    def _cluster_is_complete(self) -> Self:
+        """A cluster names all its servers, and none of its secrets is one that everybody knows."""
+        if self.mode != "cluster":
+            return self
+        needed = ("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+        if missing := [f"CFFA_{name.upper()}" for name in needed if not _plain(getattr(self, name))]:
+            raise ValueError(f"cluster mode needs {', '.join(missing)}")
+        for name, shortest in (("s3_secret_key", SHORTEST_SECRET), ("bootstrap_key", SHORTEST_KEY)):
+            secret = _plain(getattr(self, name))
+            if secret and (len(secret) < shortest or secret.lower() in _KNOWN_SECRETS):
+                raise ValueError(f"CFFA_{name.upper()} is a default or shorter than {shortest} characters")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the files of ``CFFA_SECRETS_DIR``."""
+        folder = os.environ.get("CFFA_SECRETS_DIR")
+        files = (SecretsSettingsSource(settings_cls, secrets_dir=folder),) if folder else ()
+        return (init_settings, env_settings, *files)
 
     @cached_property
     def record_url(self) -> str:
-        """SQLAlchemy URL of the record (job table)."""
-        return self.database_url or f"sqlite:///{(self.home / 'record.sqlite').resolve()}"
+        """SQLAlchemy URL of the record (job table), with its password."""
+        if not self.database_url:
+            return f"sqlite:///{(self.home / 'record.sqlite').resolve()}"
+        return _with_password(self.database_url, self.database_password)
+
+    @cached_property
+    def queue_url(self) -> str:
+        """URL of the broker, with its password; empty where none delivers (embedded mode)."""
+        return _with_password(self.broker_url, self.broker_password) if self.mode == "cluster" else ""
 
     @cached_property
     def objects_dir(self) -> Path:
@@ -81,3 +152,28 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Address under which clients reach the API."""
         return self.public_url or f"http://{self.host}:{self.port}"
+
+
+def read_settings() -> Settings:
+    """This process's settings; raises :class:`InvalidSettings` that names every bad variable and repeats no value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = tuple(
+            Problem("_".join(("CFFA", *map(str, item["loc"]))).upper(), str(item["type"]), str(item["msg"]))
+            for item in error.errors(include_input=False, include_context=False)
+        )
+        raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _with_password(url: str, password: SecretStr) -> str:
+    """``url`` with the password put in, unless it is empty or the URL carries one already."""
+    parts = urlsplit(url)
+    if not password.get_secret_value() or parts.password is not None:
+        return url
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password.get_secret_value(), safe='')}@{host}"))

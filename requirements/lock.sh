@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
-# Writes requirements/lock.txt anew from pyproject.toml: every dependency but torch, pinned and hashed for all
-# supported Pythons and systems. torch (and the CUDA libraries that its default wheel brings) stays out: its CPU and
-# CUDA wheels have different hashes and dependencies; requirements/torch.txt pins its version alone.
-# Needs `uv` (pip install uv).
+# Writes the locks anew, each pinned and hashed for all supported Pythons and systems:
+#   lock.txt     everything that pyproject.toml names, with the tools of development; what `make` installs
+#   api.txt      what the API image needs: no torch and nothing of its kind, no command line
+#   flower.txt   the same with Celery's monitor
+#   worker.txt   what the worker image needs: no web server, no command line, no tools of development
+#   deploy.txt   the tools that check deploy/ (deploy.in); big, so not part of lock.txt
+# api, flower and worker are cut from lock.txt: the same versions, the same hashes.
+# torch (and the CUDA libraries that its default wheel brings) stays out of all: its CPU and CUDA wheels have different
+# hashes and dependencies; requirements/torch.txt pins its version alone.
+# Needs `uv` (pip install uv) and Python 3.11 or newer. Arguments go to uv (`--upgrade`, `--upgrade-package NAME`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 skip=()
@@ -11,6 +17,39 @@ for name in torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cubla
   nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx; do
   skip+=(--no-emit-package "$name")
 done
-uv pip compile pyproject.toml requirements/torch.txt --extra dev --universal --python-version 3.11 \
-  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links "${skip[@]}" \
-  --output-file requirements/lock.txt "$@"
+form=(--universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
+  --no-emit-find-links)
+
+# roots NAME...: the dependencies of pyproject.toml, one per line, without those named.
+roots() {
+  python3 -c '
+import re, sys, tomllib
+left_out = set(sys.argv[1:])
+with open("pyproject.toml", "rb") as file:
+    wanted = tomllib.load(file)["project"]["dependencies"]
+names = {re.match(r"[\w.-]+", line)[0] for line in wanted}
+if unknown := left_out - names:
+    sys.exit(f"pyproject.toml does not name {unknown}")
+print("\n".join(line for line in wanted if re.match(r"[\w.-]+", line)[0] not in left_out))
+' "$@"
+}
+
+# cut FILE: requirements/FILE for the dependencies on standard input, in the versions of lock.txt.
+cut_from_lock() {
+  uv pip compile - --constraints requirements/lock.txt "${form[@]}" "${skip[@]}" --quiet \
+    --output-file "requirements/$1" >/dev/null
+}
+
+command_line=(httpx rich typer)
+web=(fastapi python-multipart uvicorn)
+models=(accelerate diffusers peft safetensors scikit-image scipy torch transformers)
+monitor=$(grep -o 'flower[^"]*' pyproject.toml)
+
+if [[ ${1:-} != --cut-only ]]; then # --cut-only: leave lock.txt as it is
+  uv pip compile pyproject.toml requirements/torch.txt --extra dev "${form[@]}" "${skip[@]}" \
+    --output-file requirements/lock.txt "$@"
+  uv pip compile requirements/deploy.in "${form[@]}" --quiet --output-file requirements/deploy.txt "$@"
+fi
+roots "${command_line[@]}" "${models[@]}" | cut_from_lock api.txt
+{ roots "${command_line[@]}" "${models[@]}" && echo "$monitor"; } | cut_from_lock flower.txt
+roots "${command_line[@]}" "${web[@]}" | cut_from_lock worker.txt

@@ -7,6 +7,7 @@ even if the fork is killed; its last line is ``end``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -15,13 +16,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from cffa_core.jobs.state import UnitKind
+from cffa_core.errors import CffaError, StorageUnavailable
+from cffa_core.jobs.records import Claim, Progress
+from cffa_core.jobs.spec import GenerationSpec, Kind
+from cffa_core.jobs.state import UnitKind, UnitState
 from cffa_core.jobs.store import JobStore
 from tests.record_cases import ALL_KINDS, LEASE, OTHER, OWNER, commit_part, files, generation_job
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def migrate(store: JobStore, say: Say) -> None:
@@ -55,7 +62,102 @@ def live(store: JobStore, say: Say) -> None:
                 say(f"committed {claim.job_id} {claim.index}")
 
 
-ACTIONS = {action.__name__: action for action in (migrate, work, live)}
+def endure(store: JobStore, say: Say) -> None:
+    """Create jobs and do their work while the database goes down and comes back; each key makes one job."""
+    models = {owner: store.list_models(owner).items[0].id for owner in (OWNER, OTHER)}
+
+    def insist(write: Callable[[], T]) -> T:
+        deadline = time.monotonic() + 60.0
+        while True:
+            try:
+                return write()
+            except StorageUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    for number in range(ENDURED_JOBS):
+        spec = GenerationSpec(model_id=models[OWNER], count=4, part_size=4, seed=number)
+        key = f"{os.getpid()}-{number}"
+        job, _ = insist(partial(store.create_job, OWNER, spec, idempotency_key=key))
+        say(f"created {job.id}")
+        while (claim := insist(partial(store.claim, f"w{os.getpid()}", ALL_KINDS, lease_seconds=LEASE))) is not None:
+            say(f"claimed {claim.unit_id} {claim.attempt}")
+            if claim.kind is UnitKind.PART:
+                insist(partial(commit_part, store, claim))
+            else:
+                insist(partial(store.commit, claim, files(), {}, job_result={}))
+            say(f"committed {claim.unit_id}")
+
+
+def quarrel(store: JobStore, say: Say) -> None:
+    """Everything that locks rows, in random order, on the same few jobs as the others."""
+    dice = random.Random(os.getpid())
+    models = {owner: store.list_models(owner).items[0].id for owner in (OWNER, OTHER)}
+    deadline = time.monotonic() + QUARREL_SECONDS
+    deck: list[str] = []
+    while deck or time.monotonic() < deadline:
+        deck = deck or dice.sample(ACTS, len(ACTS))
+        act = deck.pop()
+        owner = dice.choice((OWNER, OTHER))
+        jobs = [job.id for job in store.list_jobs(owner, Kind.GENERATION, page_size=4).items]
+        act = dice.choice(
+            ("create", "claim", "claim", "claim", "cancel", "pause", "resume", "retry", "delete", "sweep")
+        )
+        with contextlib.suppress(CffaError):  # what the state of the job forbids, or another process was faster at
+            if act == "create":
+                generation_job(store, models[owner], owner)
+            elif act == "sweep":
+                store.sweep()
+            elif act == "claim":
+                claim = store.claim(f"w{os.getpid()}", ALL_KINDS, lease_seconds=dice.choice((0.01, LEASE)))
+                if claim is not None:
+                    end = dice.choice((commit_part, JobStore.release, JobStore.renew, None))
+                    if end is not None and claim.kind is UnitKind.PART:
+                        _end(store, claim, end)
+            elif jobs:
+                getattr(store, f"{act}_job")(owner, dice.choice(jobs))
+        say(act)
+
+
+def _end(store: JobStore, claim: Claim, end: Callable[..., object]) -> None:
+    if end is JobStore.renew:
+        store.renew(claim, LEASE, Progress("sampling", 1, 2))
+        store.add_metrics(claim, 1, {"loss": 1.0})
+        store.crashed(claim, "quarrel", made_progress=True)
+    else:
+        end(store, claim)
+
+
+def turns(store: JobStore, say: Say) -> None:
+    """Try to take a turn again and again; say when it was taken."""
+    deadline = time.monotonic() + TURN_SECONDS * 4
+    while time.monotonic() < deadline:
+        if store.take_turn("house", TURN_SECONDS):
+            say(f"took {time.monotonic()}")
+        time.sleep(0.005)
+
+
+def capped(store: JobStore, say: Say) -> None:
+    """Work under a cap on running units until nothing is left; an owner at the cap is waited for."""
+    while store.load().units[Kind.GENERATION, UnitState.QUEUED]:
+        claim = store.claim(f"w{os.getpid()}", ALL_KINDS, lease_seconds=LEASE)
+        if claim is None:
+            time.sleep(0.005)
+        elif claim.kind is UnitKind.PART:
+            say(f"claimed {claim.unit_id}")
+            time.sleep(0.03)  # the others ask meanwhile
+            commit_part(store, claim)
+        else:
+            store.commit(claim, files(), {}, job_result={})
+
+
+ACTS = ("create", "claim", "claim", "claim", "cancel", "pause", "resume", "retry", "delete", "sweep")
+ENDURED_JOBS = 6
+QUARREL_SECONDS = 4.0
+TURN_SECONDS = 0.5
+CAP = 2
+ACTIONS = {action.__name__: action for action in (migrate, work, live, endure, quarrel, turns, capped)}
 
 
 def _fork(action: str, url: str, log: str) -> int:
@@ -69,7 +171,7 @@ def _fork(action: str, url: str, log: str) -> int:
         def say(line: str) -> None:
             os.write(descriptor, f"{line}\n".encode())
 
-        store = JobStore(url)
+        store = JobStore(url, owner_running_units=CAP if action == "capped" else 0)
         ACTIONS[action](store, say)
         store.close()
         os.write(descriptor, b"end\n")
@@ -106,6 +208,19 @@ class Processes:
         lines = [log.read_text().splitlines() for _, log in started]
         assert all(found and found[-1] == "end" for found in lines), lines
         return [found[:-1] for found in lines]
+
+    def wait_for_lines(self, started: list[tuple[int, Path]], more: int, *, extra: float) -> None:
+        """Wait until so many more lines were written (or all have come to their end), and ``extra`` seconds."""
+        goal = self._lines(started) + more
+        deadline = time.monotonic() + 120.0
+        while self._lines(started) < goal and not all(ended(pid) for pid, _ in started):
+            assert time.monotonic() < deadline, "nothing more was acknowledged"
+            time.sleep(0.005)
+        time.sleep(extra)
+
+    @staticmethod
+    def _lines(started: list[tuple[int, Path]]) -> int:
+        return sum(log.read_bytes().count(b"\n") for _, log in started if log.exists())
 
     def kill_while_busy(self, started: tuple[int, Path], after_lines: int, extra: random.Random) -> list[str]:
         """SIGKILL once so many lines were acknowledged, at a random moment soon after; returns what it acknowledged."""

@@ -1,15 +1,16 @@
-"""Statements on data sets, models, stored keys and workers; each function takes the caller's open connection."""
+"""Statements on data sets, models, stored keys, workers and turns; each function takes the caller's open connection."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from cffa_core.errors import Conflict, NotFound
 from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, WorkerRecord
 from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
-from cffa_core.jobs.schema import checkpoints, clock, datasets, models, units, workers
+from cffa_core.jobs.schema import checkpoints, clock, datasets, models, turns, units, workers
 from cffa_core.storage.manifest import stored_to_json
 
 
@@ -50,6 +51,14 @@ def get_dataset(connection: sa.Connection, owner: str, dataset_id: str) -> Datas
     if row is None:
         raise NotFound(f"no data set {dataset_id}")
     return dataset_of(row)
+
+
+def holds_dataset(connection: sa.Connection, dataset: Dataset) -> bool:
+    """Whether this very data set was added."""
+    try:
+        return get_dataset(connection, dataset.owner, dataset.id) == dataset
+    except NotFound:
+        return False
 
 
 def list_datasets(connection: sa.Connection, owner: str, page_size: int, page_token: str | None) -> Page[Dataset]:
@@ -147,3 +156,22 @@ def list_workers(connection: sa.Connection, seen_within: float | None) -> list[W
         WorkerRecord(row.id, row.info, moment(row.started_at), moment(row.seen_at), max(0.0, row.idle))
         for row in connection.execute(query)
     ]
+
+
+def take_turn(connection: sa.Connection, name: str, every: float) -> float | None:
+    """See :meth:`JobStore.take_turn`; the time of the turn if it was taken."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    now = clock()
+    due = sa.or_(turns.c.taken_at <= now - every, turns.c.taken_at > now + 1.0)  # the latter after the clock was set
+    taken: float | None = connection.scalar(
+        insert(turns)
+        .values(name=name, taken_at=now)
+        .on_conflict_do_update(index_elements=[turns.c.name], set_={"taken_at": now}, where=due)
+        .returning(turns.c.taken_at)
+    )
+    return taken
+
+
+def turn_taken_at(connection: sa.Connection, name: str) -> float | None:
+    """When a turn was last taken; waits for one that is being taken."""
+    return connection.scalar(sa.select(turns.c.taken_at).where(turns.c.name == name).with_for_update())

@@ -6,8 +6,8 @@ claim ends otherwise in ``endings``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -15,75 +15,117 @@ from cffa_core.errors import NotFound, NumericsMismatch
 from cffa_core.jobs.locked import LockedJob, take_claimed
 from cffa_core.jobs.records import Claim, Order, Progress
 from cffa_core.jobs.rows import checkpoint_of
-from cffa_core.jobs.schema import checkpoints, clock, jobs, owners, units
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.schema import QUEUE, checkpoints, clock, jobs, owners, units
 from cffa_core.jobs.state import CLAIMABLE, JobState, UnitKind, UnitState
 
-_CLAIMABLE = sorted(state.value for state in CLAIMABLE)
 
+@dataclass(frozen=True)
+class Asking:
+    """A worker that asks for a unit, and what it may get; see :meth:`JobStore.claim`. ``cap`` 0 means no limit."""
 
-def claim(
-    connection: sa.Connection,
-    worker_id: str,
-    kinds: Collection[Kind],
-    lease_seconds: float,
-    prefer_job: str | None,
-    numerics: str | None,
-    avoid: Collection[str],
-) -> Claim | None:
-    """See :meth:`JobStore.claim`."""
-    waiting = sa.exists().where(units.c.job_id == jobs.c.id, units.c.state == UnitState.QUEUED.value).correlate(jobs)
-    mine = [
-        jobs.c.state.in_(_CLAIMABLE),
-        jobs.c.kind.in_(sorted(kind.value for kind in kinds)),
-        jobs.c.id.not_in(sorted(avoid)),
-        waiting,
-    ]
-    if numerics is not None:
-        mine.append(
-            sa.or_(
-                jobs.c.numerics_key.is_(None),
-                sa.func.substr(jobs.c.numerics_key, 1, len(numerics)) == numerics,
-                jobs.c.state == JobState.FINALIZING.value,
+    worker_id: str
+    kinds: tuple[str, ...]
+    lease_seconds: float
+    prefer_job: str | None = None
+    numerics: str | None = None
+    avoid: tuple[str, ...] = ()
+    cap: int = 0
+
+    def suits(self) -> list[sa.ColumnElement[bool]]:
+        """Conditions on a job's row: something waits in it that this worker may take."""
+        found = [QUEUE, jobs.c.kind.in_(self.kinds)]
+        if self.avoid:
+            found.append(jobs.c.id.not_in(self.avoid))
+        if self.numerics is not None:
+            found.append(
+                sa.or_(
+                    jobs.c.numerics_key.is_(None),
+                    sa.func.substr(jobs.c.numerics_key, 1, len(self.numerics)) == self.numerics,
+                    jobs.c.state == JobState.FINALIZING.value,
+                )
             )
-        )
-    in_turn = connection.scalars(
-        sa.select(owners.c.owner)
-        .where(owners.c.owner.in_(sa.select(jobs.c.owner).where(*mine)))
-        .order_by(owners.c.served_turn, owners.c.owner)
-    ).all()
-    # First pass: owners whom no other worker is being served from right now. Second: wait for one that is.
-    for skip_locked in (True, False):
-        for owner in in_turn:
-            lock = sa.select(owners.c.owner).where(owners.c.owner == owner).with_for_update(skip_locked=skip_locked)
-            if connection.scalar(lock) is None:
-                continue
-            taken = _take_unit(connection, worker_id, owner, mine, prefer_job, lease_seconds)
-            if taken is not None:
-                return taken
-    return None
+        return found
 
 
-def _take_unit(
-    connection: sa.Connection,
-    worker_id: str,
-    owner: str,
-    mine: list[sa.ColumnElement[bool]],
-    prefer_job: str | None,
-    lease_seconds: float,
-) -> Claim | None:
-    """Claim the next unit of a locked owner."""
-    job_id = connection.scalar(
-        sa.select(jobs.c.id)
-        .where(jobs.c.owner == owner, *mine)
-        .order_by(jobs.c.priority.desc(), (jobs.c.id != (prefer_job or "")), jobs.c.number)
-        .limit(1)
+def in_turn(connection: sa.Connection, asking: Asking) -> list[tuple[str, int]]:
+    """Owners for whom something waits and who are below their cap, with their turns, in the order of service."""
+    query = sa.select(owners.c.owner, owners.c.served_turn).where(
+        sa.exists().where(jobs.c.owner == owners.c.owner, *asking.suits()).correlate(owners)
     )
-    if job_id is None:
-        return None
+    if asking.cap:
+        busy = _running().group_by(jobs.c.owner).having(sa.func.count() >= asking.cap)
+        query = query.where(owners.c.owner.not_in(busy.with_only_columns(jobs.c.owner)))
+    rows = connection.execute(query.order_by(owners.c.served_turn, owners.c.owner)).all()
+    return [(row.owner, row.served_turn) for row in rows]
+
+
+def take(
+    connection: sa.Connection, asking: Asking, owner: str, turn: int | None
+) -> Claim | Literal["nothing", "passed"]:
+    """Claim the next unit of an owner, under the lock of the owner's row.
+
+    With ``turn`` nobody is waited for: ``passed`` says that another worker is being served from this owner, or has been
+    since ``turn`` was read. Without, the owner's lock is waited for.
+    """
+    lock = sa.select(owners.c.owner).where(owners.c.owner == owner).with_for_update(skip_locked=turn is not None)
+    if turn is not None:
+        lock = lock.where(owners.c.served_turn == turn)
+    if connection.scalar(lock) is None:
+        return "passed"
+    if asking.cap:
+        running = connection.execute(_running().where(jobs.c.owner == owner)).scalar_one()
+        if running >= asking.cap:
+            return "nothing"
+    while (job_id := _next_job(connection, asking, owner)) is not None:
+        claim = _take_unit(connection, asking, owner, job_id)
+        if claim is not None:
+            return claim
+        # It changed before it was locked, or its count of waiting units is wrong until the next sweep.
+        asking = replace(asking, avoid=(*asking.avoid, job_id))
+    return "nothing"
+
+
+def _running() -> sa.Select[int]:
+    """Number of units that workers hold."""
+    return (
+        sa.select(sa.func.count())
+        .select_from(units)
+        .join(jobs, jobs.c.id == units.c.job_id)
+        .where(units.c.state == UnitState.RUNNING.value)
+    )
+
+
+def _next_job(connection: sa.Connection, asking: Asking, owner: str) -> str | None:
+    """The owner's job to serve next: highest priority, then the one the worker has loaded, then the oldest.
+
+    Asked kind by kind, so that each question is one step into the index of the queue, however long it is.
+    """
+    best: tuple[int, int, str] | None = None
+    for kind in asking.kinds:
+        open_jobs = [jobs.c.owner == owner, jobs.c.kind == kind, *asking.suits()]
+        row = connection.execute(
+            sa.select(jobs.c.priority, jobs.c.number, jobs.c.id)
+            .where(*open_jobs)
+            .where(jobs.c.priority == sa.select(sa.func.max(jobs.c.priority)).where(*open_jobs).scalar_subquery())
+            .order_by(jobs.c.number)
+            .limit(1)
+        ).one_or_none()
+        if row is not None:
+            found = (-row.priority, row.number, row.id)
+            best = found if best is None else min(best, found)
+    if best is not None and asking.prefer_job is not None:
+        loaded = sa.select(jobs.c.id).where(
+            jobs.c.id == asking.prefer_job, jobs.c.owner == owner, jobs.c.priority == -best[0], *asking.suits()
+        )
+        return connection.scalar(loaded) or best[2]
+    return None if best is None else best[2]
+
+
+def _take_unit(connection: sa.Connection, asking: Asking, owner: str, job_id: str) -> Claim | None:
+    """Claim the next unit of a job of a locked owner; None if the job changed before it was locked."""
     try:
         job = LockedJob.take(connection, job_id)
-    except NotFound:  # deleted between the two statements
+    except NotFound:
         return None
     unit = connection.execute(
         sa.select(units)
@@ -92,6 +134,8 @@ def _take_unit(
         .limit(1)
     ).one_or_none()
     if unit is None or job.state not in CLAIMABLE:
+        job.settle()  # counts again what waits: an older version of the code does not keep the count
+        job.save()
         return None
     attempt = unit.attempt + 1
     connection.execute(
@@ -100,8 +144,8 @@ def _take_unit(
         .values(
             state=UnitState.RUNNING.value,
             attempt=attempt,
-            worker_id=worker_id,
-            lease_expires_at=clock() + lease_seconds,
+            worker_id=asking.worker_id,
+            lease_expires_at=clock() + asking.lease_seconds,
             claimed_at=clock(),
             stage=None,
             pace_since=None,
@@ -110,7 +154,7 @@ def _take_unit(
     )
     latest_turn = sa.select(sa.func.max(owners.c.served_turn)).scalar_subquery()
     connection.execute(owners.update().where(owners.c.owner == owner).values(served_turn=latest_turn + 1))
-    job.note("claimed", unit=unit.kind, index=unit.idx, attempt=attempt, worker=worker_id)
+    job.note("claimed", unit=unit.kind, index=unit.idx, attempt=attempt, worker=asking.worker_id)
     job.set(reason=None)
     job.settle()
     job.save()
@@ -123,7 +167,7 @@ def _take_unit(
         kind=UnitKind(unit.kind),
         index=unit.idx,
         attempt=attempt,
-        worker_id=worker_id,
+        worker_id=asking.worker_id,
         owner=owner,
         spec=job.spec,
         numerics_key=job.row.numerics_key,

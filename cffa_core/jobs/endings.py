@@ -13,12 +13,17 @@ from cffa_core.errors import NotFound
 from cffa_core.jobs.locked import LockedJob, take_claimed
 from cffa_core.jobs.records import Claim
 from cffa_core.jobs.schema import clock, jobs, units
-from cffa_core.jobs.state import JobState, UnitState
+from cffa_core.jobs.state import CLAIMABLE, JobState, UnitKind, UnitState
+
+_CLAIMABLE = sorted(state.value for state in CLAIMABLE)
 
 
 def release(connection: sa.Connection, held: Claim, reason: str | None = None) -> None:
     """See :meth:`JobStore.release`."""
     job, unit = take_claimed(connection, held)
+    reason = _text(reason)
+    if held.kind is UnitKind.TRAIN:
+        job.worked(unit)
     job.free(unit.id)
     job.note("released", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason)
     if reason is not None and not job.over:
@@ -38,6 +43,9 @@ def crashed(
 ) -> bool:
     """See :meth:`JobStore.crashed`."""
     job, unit = take_claimed(connection, held)
+    reason, detail = _text(reason) or "", _text(detail)
+    if held.kind is UnitKind.TRAIN:
+        job.worked(unit)
     crashes = 0 if made_progress else unit.crashes + 1
     between = unit.crashes_since_result + 1
     job.note("crashed", unit=unit.kind, index=unit.idx, attempt=held.attempt, reason=reason, detail=detail)
@@ -59,7 +67,7 @@ def crashed(
 def fail(connection: sa.Connection, held: Claim, code: str, message: str) -> None:
     """See :meth:`JobStore.fail`."""
     job, unit = take_claimed(connection, held)
-    _end_unit(job, unit, code, message, {})
+    _end_unit(job, unit, code, _text(message) or "", {})
     job.save()
 
 
@@ -77,10 +85,13 @@ def _end_unit(job: LockedJob, unit: sa.Row[Any], code: str, message: str, counts
 
 
 def expired_jobs(connection: sa.Connection) -> list[str]:
-    """Jobs with a unit whose lease ran out, and jobs that only wait for their units to stop."""
+    """Jobs with a unit whose lease ran out, jobs that only wait for their units to stop, and jobs whose waiting units
+    are not counted (older versions of the code, which may run beside this one, do not keep the count)."""
     late = sa.select(units.c.job_id).where(units.c.state == UnitState.RUNNING.value, units.c.lease_expires_at < clock())
     stopping = sa.select(jobs.c.id).where(jobs.c.state.in_([JobState.CANCELING.value, JobState.PAUSING.value]))
-    return sorted({*connection.scalars(late), *connection.scalars(stopping)})
+    waiting = sa.exists().where(units.c.job_id == jobs.c.id, units.c.state == UnitState.QUEUED.value).correlate(jobs)
+    uncounted = sa.select(jobs.c.id).where(jobs.c.state.in_(_CLAIMABLE), jobs.c.waiting == 0, waiting)
+    return sorted({found for query in (late, stopping, uncounted) for found in connection.scalars(query)})
 
 
 def expire(connection: sa.Connection, job_id: str, max_expiries: int) -> int:
@@ -108,6 +119,11 @@ def expire(connection: sa.Connection, job_id: str, max_expiries: int) -> int:
             if not job.over:
                 job.set(reason="worker_lost")
     job.settle()
-    if late or job.state is not before:
+    if late or job.state is not before or job.recounted:
         job.save()
     return len(late)
+
+
+def _text(said: str | None) -> str | None:
+    """What a process said, without characters that no database stores (NUL, halves of surrogate pairs)."""
+    return None if said is None else said.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from cffa_core.errors import Conflict, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.catalog import get_dataset, get_model, model_keys, pointed_keys
@@ -21,20 +22,22 @@ from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitSt
 
 
 def create(
-    connection: sa.Connection, owner: str, spec: JobSpec, priority: int, idempotency_key: str | None
+    connection: sa.Connection, owner: str, job_id: str, spec: JobSpec, priority: int, idempotency_key: str | None
 ) -> tuple[str, bool]:
-    """See :meth:`JobStore.create_job`; returns the job's id and whether it is new."""
+    """See :meth:`JobStore.create_job`; returns the job's id (``job_id`` unless replayed) and whether it is new."""
     body = spec.model_dump(mode="json")
     digest = hashlib.sha256(json.dumps([body, priority], sort_keys=True).encode()).hexdigest()
+    if connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None:
+        return job_id, True  # an earlier try was committed after all
     if idempotency_key is not None:
         known = _replayed(connection, owner, idempotency_key, digest)
         if known is not None:
             return known, False
     _check_inputs(connection, owner, spec)
     if connection.scalar(sa.select(owners.c.owner).where(owners.c.owner == owner)) is None:
-        connection.execute(owners.insert().values(owner=owner, served_turn=0))
-    job_id = new_id("job")
-    now = connection.scalar(sa.select(clock()))
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(insert(owners).values(owner=owner, served_turn=0).on_conflict_do_nothing())
+    now = connection.scalar(sa.select(clock())) or 0.0
     connection.execute(
         jobs.insert().values(
             id=job_id,
@@ -51,12 +54,13 @@ def create(
             requested=spec.count if isinstance(spec, GenerationSpec) else 0,
             generated=0,
             busy_seconds=0.0,
+            waiting=1 if isinstance(spec, TrainingSpec) else spec.parts,
         )
     )
     if isinstance(spec, TrainingSpec):
-        connection.execute(units.insert(), [new_unit(job_id, UnitKind.TRAIN, 0)])
+        connection.execute(units.insert(), [new_unit(job_id, UnitKind.TRAIN, 0, now)])
     else:
-        connection.execute(units.insert(), [new_unit(job_id, UnitKind.PART, part) for part in range(spec.parts)])
+        connection.execute(units.insert(), [new_unit(job_id, UnitKind.PART, part, now) for part in range(spec.parts)])
     if idempotency_key is not None:
         connection.execute(
             idempotency.insert().values(owner=owner, key=idempotency_key, body_sha256=digest, job_id=job_id)
@@ -67,7 +71,7 @@ def create(
     return job_id, True
 
 
-def new_unit(job_id: str, kind: UnitKind, index: int) -> dict[str, Any]:
+def new_unit(job_id: str, kind: UnitKind, index: int, now: float) -> dict[str, Any]:
     """Columns of a unit that waits for its first claim."""
     return {
         "id": new_id("unit"),
@@ -82,6 +86,7 @@ def new_unit(job_id: str, kind: UnitKind, index: int) -> dict[str, Any]:
         "current": 0,
         "total": 0,
         "pace_from": 0,
+        "queued_at": now,
     }
 
 
@@ -151,6 +156,11 @@ def resume(connection: sa.Connection, owner: str, job_id: str) -> None:
         return
     if job.state is not JobState.PAUSED:
         raise Conflict(f"job {job_id} is {job.state.value}; only a paused job can be resumed")
+    connection.execute(
+        units.update()
+        .where(units.c.job_id == job_id, units.c.state == UnitState.QUEUED.value)
+        .values(queued_at=job.now)
+    )
     job.move(JobState.QUEUED)
     job.settle()
     job.save()
@@ -167,7 +177,7 @@ def retry(connection: sa.Connection, owner: str, job_id: str) -> None:
             units.c.job_id == job_id,
             units.c.state.in_([UnitState.FAILED.value, UnitState.CANCELED.value]),
         )
-        .values(state=UnitState.QUEUED.value, crashes=0, crashes_since_result=0, expiries=0)
+        .values(state=UnitState.QUEUED.value, crashes=0, crashes_since_result=0, expiries=0, queued_at=job.now)
     )
     job.set(reason=None, error=None)
     job.move(JobState.QUEUED, reason="retry")
@@ -187,3 +197,8 @@ def delete(connection: sa.Connection, owner: str, job_id: str) -> tuple[str, ...
     kept = model_keys(connection, job_id)
     connection.execute(jobs.delete().where(jobs.c.id == job_id))
     return tuple(sorted(pointed - kept))
+
+
+def deleted(connection: sa.Connection, job_id: str) -> bool:
+    """Whether a job is gone; waits for a deletion that is under way."""
+    return connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id).with_for_update()) is None

@@ -8,26 +8,33 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.catalog import pointed_keys
-from cffa_core.jobs.pace import UnitPace, Waiting, job_progress, queue_positions
-from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part, QueueCounts
+from cffa_core.jobs.pace import Measured, Place, UnitPace, job_progress, measured_rate, seconds_until_done
+from cffa_core.jobs.queue import live_workers, measured, places
+from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part
 from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
-from cffa_core.jobs.schema import jobs, owners, units
+from cffa_core.jobs.schema import jobs, units
 from cffa_core.jobs.schema import metrics as metric_rows
 from cffa_core.jobs.spec import Kind, parse_spec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 
+_WAITS = (JobState.QUEUED.value, JobState.RUNNING.value)
 
-def get_job(connection: sa.Connection, owner: str, job_id: str) -> Job:
-    """See :meth:`JobStore.get_job`."""
-    return _jobs_of(connection, [_row(connection, owner, job_id)])[0]
+
+def get_job(connection: sa.Connection, owner: str, job_id: str, cap: int | None) -> Job:
+    """See :meth:`JobStore.get_job`; ``cap`` units of one owner run at a time (0: any number).
+
+    With None the place in the queue is not looked up, nor the time that follows from it.
+    """
+    return _jobs_of(connection, [_row(connection, owner, job_id)], cap)[0]
 
 
 def _row(connection: sa.Connection, owner: str, job_id: str) -> sa.Row[Any]:
@@ -44,6 +51,7 @@ def list_jobs(
     state: JobState | None,
     page_size: int,
     page_token: str | None,
+    cap: int,
 ) -> Page[Job]:
     """See :meth:`JobStore.list_jobs`."""
     size, below = page_limits(page_size, page_token)
@@ -55,11 +63,11 @@ def list_jobs(
     if below is not None:
         query = query.where(jobs.c.number < below)
     rows = connection.execute(query).all()
-    return as_page(_jobs_of(connection, rows), [row.number for row in rows], size)
+    return as_page(_jobs_of(connection, rows, cap), [row.number for row in rows], size)
 
 
-def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Job]:
-    """Job rows with what is computed on reading: progress, counts, queue position."""
+def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | None) -> list[Job]:
+    """Job rows with what is computed on reading: progress, counts, place in the queue, time left."""
     work: dict[str, list[UnitPace]] = defaultdict(list)
     moving = [row.id for row in rows if JobState(row.state) not in TERMINAL]
     query = sa.select(units).where(
@@ -81,13 +89,25 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Job
                 reported_at=unit.reported_at,
             )
         )
-    positions: dict[str, int] = {}
-    for kind in {row.kind for row in rows if row.state == JobState.QUEUED.value}:
-        positions |= _positions(connection, kind)
-    return [_job_of(row, work[row.id], positions.get(row.id)) for row in rows]
+    found = [_job_of(row, work[row.id]) for row in rows]
+    if cap is None:
+        return found
+    waits = {row.id for row in rows if row.waiting and row.state in _WAITS and not any(u.live for u in work[row.id])}
+    for kind in {job.kind for job in found if job.id in waits}:
+        workers = live_workers(connection, kind)
+        line = places(connection, kind, [job.id for job in found if job.kind is kind and job.id in waits])
+        timed = measured(connection, kind) if workers else []
+        found = [_in_line(job, line[job.id], timed, workers, cap) if job.id in line else job for job in found]
+    return found
 
 
-def _job_of(row: sa.Row[Any], work: Sequence[UnitPace], position: int | None) -> Job:
+def _in_line(job: Job, place: Place, timed: Sequence[Measured], workers: int, cap: int) -> Job:
+    """A job that nobody works on just now, with its place and an estimate of the time until it is done."""
+    eta = seconds_until_done(place, measured_rate(job.spec, timed), workers, cap)
+    return replace(job, queue_position=place.position, progress=replace(job.progress, eta_seconds=eta))
+
+
+def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
     spec, state = parse_spec(row.spec), JobState(row.state)
     return Job(
         id=row.id,
@@ -110,17 +130,7 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace], position: int | None) ->
         error=row.error,
         result=row.result,
         numerics_key=row.numerics_key,
-        queue_position=position,
     )
-
-
-def _positions(connection: sa.Connection, kind: str) -> dict[str, int]:
-    rows = connection.execute(
-        sa.select(jobs.c.id, jobs.c.owner, owners.c.served_turn, jobs.c.priority, jobs.c.number)
-        .join(owners, owners.c.owner == jobs.c.owner)
-        .where(jobs.c.kind == kind, jobs.c.state == JobState.QUEUED.value)
-    )
-    return queue_positions(Waiting(*row) for row in rows)
 
 
 def events(connection: sa.Connection, owner: str, job_id: str, after_seq: int, limit: int) -> list[Event]:
@@ -194,40 +204,3 @@ def footprint(connection: sa.Connection, job_id: str) -> Footprint:
         if unit[0] is not UnitKind.PART:
             names[row.kind] = unit
     return Footprint(exists, frozenset(pointed_keys(connection, job_id)), attempts, names)
-
-
-def queue_summary(connection: sa.Connection) -> dict[Kind, QueueCounts]:
-    """See :meth:`JobStore.queue_summary`."""
-    counts: dict[tuple[str, str], int] = {
-        (kind, state): number
-        for kind, state, number in connection.execute(
-            sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).group_by(jobs.c.kind, jobs.c.state)
-        )
-    }
-    in_units: dict[tuple[str, str], int] = {
-        (kind, state): number
-        for kind, state, number in connection.execute(
-            sa.select(jobs.c.kind, units.c.state, sa.func.count())
-            .join(jobs, jobs.c.id == units.c.job_id)
-            .where(
-                sa.or_(
-                    units.c.state == UnitState.RUNNING.value,
-                    sa.and_(
-                        units.c.state == UnitState.QUEUED.value,
-                        jobs.c.state.not_in([JobState.PAUSED.value, JobState.PAUSING.value, JobState.CANCELING.value]),
-                    ),
-                )
-            )
-            .group_by(jobs.c.kind, units.c.state)
-        )
-    }
-    active = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
-    return {
-        kind: QueueCounts(
-            queued_jobs=counts.get((kind.value, JobState.QUEUED.value), 0),
-            active_jobs=sum(counts.get((kind.value, state.value), 0) for state in active),
-            waiting_units=in_units.get((kind.value, UnitState.QUEUED.value), 0),
-            running_units=in_units.get((kind.value, UnitState.RUNNING.value), 0),
-        )
-        for kind in Kind
-    }

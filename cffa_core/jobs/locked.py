@@ -11,10 +11,11 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from cffa_core.errors import LeaseLost, NotFound
+from cffa_core.jobs import receipts
 from cffa_core.jobs.records import Claim
 from cffa_core.jobs.schema import clock, events, jobs, units
 from cffa_core.jobs.spec import JobSpec, parse_spec
-from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState, derive, may_follow
+from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState, derive, may_follow
 
 
 class LockedJob:
@@ -29,6 +30,7 @@ class LockedJob:
         self._entered: dict[str, float] = dict(row.entered)
         self._seq: int = row.last_seq
         self._changes: dict[str, Any] = {}
+        self._busy = 0.0
         self._notes: list[dict[str, Any]] = []
 
     @classmethod
@@ -52,6 +54,11 @@ class LockedJob:
         """Whether the job takes no more results."""
         return self.state is JobState.CANCELING or self.state in TERMINAL
 
+    @property
+    def recounted(self) -> bool:
+        """Whether :meth:`settle` found another number of waiting units than the row says."""
+        return bool(self._changes.get("waiting", self.row.waiting) != self.row.waiting)
+
     def set(self, **values: Any) -> None:
         """Change columns of the job's row."""
         self._changes.update(values)
@@ -73,11 +80,15 @@ class LockedJob:
     def settle(self) -> None:
         """Follow the units to the state they imply, and withdraw waiting units of a job that is over."""
         found = self.connection.execute(
-            sa.select(units.c.kind, units.c.state).where(units.c.job_id == self.id).distinct()
+            sa.select(units.c.kind, units.c.state, sa.func.count().label("number"))
+            .where(units.c.job_id == self.id)
+            .group_by(units.c.kind, units.c.state)
         ).all()
         after = derive(self.state, [(UnitKind(row.kind), UnitState(row.state)) for row in found])
         if after is not self.state:
             self.move(after)
+        waiting = sum(row.number for row in found if row.state == UnitState.QUEUED.value)
+        self.set(waiting=waiting if self.state in CLAIMABLE else 0)
         if self.state in TERMINAL:
             self.connection.execute(
                 units.update()
@@ -87,6 +98,8 @@ class LockedJob:
 
     def save(self) -> None:
         """Write changes and history; the version rises by one."""
+        if self._busy:
+            self.set(busy_seconds=jobs.c.busy_seconds + self._busy)
         self.connection.execute(
             jobs.update()
             .where(jobs.c.id == self.id)
@@ -94,6 +107,7 @@ class LockedJob:
         )
         if self._notes:
             self.connection.execute(events.insert(), self._notes)
+            receipts.leave(self.connection, receipts.Receipt(self.id, self._seq, self.now))
             self._notes = []
 
     def free(self, unit_id: str, **values: Any) -> None:
@@ -101,8 +115,12 @@ class LockedJob:
         self.connection.execute(
             units.update()
             .where(units.c.id == unit_id)
-            .values(state=UnitState.QUEUED.value, worker_id=None, lease_expires_at=None, **values)
+            .values(state=UnitState.QUEUED.value, worker_id=None, lease_expires_at=None, queued_at=self.now, **values)
         )
+
+    def worked(self, unit: sa.Row[Any]) -> None:
+        """Count the time since a unit was claimed as time that this job took."""
+        self._busy += max(0.0, self.now - (unit.claimed_at or self.now))
 
 
 def take_claimed(connection: sa.Connection, claim: Claim) -> tuple[LockedJob, sa.Row[Any]]:

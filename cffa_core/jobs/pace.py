@@ -1,10 +1,10 @@
-"""How far a job is, when it will be done, and how many go before it: pure functions over rows of the record."""
+"""How far a job is and when it will be done: pure functions over what the record says."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cffa_core.jobs.records import Progress
 from cffa_core.jobs.spec import GenerationSpec, JobSpec
@@ -88,28 +88,65 @@ def _generation(
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A queued job in the order of service: ``turn`` is when its owner was last served."""
+class Place:
+    """Where a job with waiting units stands. Sizes are what is left, in pairs or training steps.
 
-    job_id: str
-    owner: str
-    turn: int
-    priority: int
-    number: int
-
-
-def queue_positions(waiting: Iterable[Waiting]) -> dict[str, int]:
-    """Position of every queued job of one kind, 1 = next, under round robin between owners.
-
-    Owners take turns, the least recently served first; an owner's own jobs go by priority, then age.
+    ``position`` counts the jobs that were not begun, 1 = next (None for one that was begun). ``units`` and ``size`` are
+    its own, ``units_before`` and ``size_before`` those that its owner has before it; ``others`` holds (units, size) of
+    each other owner, ``in_hand`` the size of jobs whose units are all being worked on.
     """
-    by_owner: dict[tuple[int, str], list[Waiting]] = defaultdict(list)
-    for job in waiting:
-        by_owner[job.turn, job.owner].append(job)
-    positions: dict[str, int] = {}
-    lengths = {owner: len(jobs) for owner, jobs in by_owner.items()}
-    for owner, jobs in by_owner.items():
-        for round_, job in enumerate(sorted(jobs, key=lambda job: (-job.priority, job.number))):
-            ahead = sum(min(length, round_ + (other < owner)) for other, length in lengths.items() if other != owner)
-            positions[job.job_id] = ahead + round_ + 1
-    return positions
+
+    position: int | None
+    units: int
+    units_before: int
+    size: float
+    size_before: float
+    others: tuple[tuple[int, float], ...] = ()
+    in_hand: float = 0.0
+
+
+def seconds_until_done(place: Place, rate: float | None, workers: int, cap: int = 0) -> float | None:
+    """Estimated time until a waiting job has been worked through; None if no rate was measured or nobody works.
+
+    ``rate`` is seconds of one worker per pair or step, ``cap`` how many units of one owner may run at a time (0: any
+    number). While the owner's units up to the job's last are served, every other owner is served as many.
+    """
+    if rate is None or workers < 1:
+        return None
+    rounds = place.units_before + place.units
+    theirs = sum(size * min(1.0, rounds / units) for units, size in place.others if units > 0)
+    own = place.size_before + place.size
+    most = min(workers, cap) if cap else workers
+    # Neither faster than all workers can do it all, nor than the owner's share of them can do the owner's.
+    everything = rate * (place.in_hand + own + theirs) / workers
+    return max(everything, rate * own / most, rate * place.size / min(most, max(1, place.units)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a job took: seconds of one worker for so many pairs or training steps; ``spec`` as stored."""
+
+    spec: dict[str, Any]
+    seconds: float
+    done: int
+
+
+def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
+    """Seconds of one worker per pair or step of ``spec``; None if nothing was measured.
+
+    Jobs whose settings cost the same count alone, if there are any.
+    """
+    counted = [job for job in jobs if same_cost(spec, job.spec)] or jobs
+    done = sum(job.done for job in counted)
+    return sum(job.seconds for job in counted) / done if done > 0 else None
+
+
+def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
+    """Whether a stored spec of the same kind costs about as much per pair or step as ``spec``."""
+    if isinstance(spec, GenerationSpec):
+        mine = (spec.resolution, spec.sampler.steps, spec.sampler.guidance_scale > 1.0)
+        sampler = other["sampler"]
+        return mine == (other["resolution"], sampler["steps"], sampler["guidance_scale"] > 1.0)
+    like = (spec.method.value, spec.base, spec.resolution, spec.batch_size, spec.gradient_accumulation)
+    names = ("method", "base", "resolution", "batch_size", "gradient_accumulation")
+    return like == tuple(other[name] for name in names)

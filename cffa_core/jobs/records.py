@@ -158,6 +158,25 @@ class QueueCounts:
 
 
 @dataclass(frozen=True)
+class Load:
+    """The whole service at a glance, for metrics.
+
+    ``jobs``: number by kind and state, also where it is 0. ``units``: number by kind and state, only of those that may
+    still be worked on: QUEUED (of jobs that are not held or being stopped) and RUNNING. ``oldest_seconds``: age of the
+    unit that waits longest, 0 where none waits. ``workers`` were heard of within the last minute.
+    """
+
+    jobs: dict[tuple[Kind, JobState], int]
+    units: dict[tuple[Kind, UnitState], int]
+    oldest_seconds: dict[Kind, float]
+    workers: int
+
+
+LIVE_WORKER_SECONDS = 60.0
+"""A worker that was not heard of for longer is not counted on."""
+
+
+@dataclass(frozen=True)
 class WorkerRecord:
     """A worker as it registered; ``idle_seconds`` since it was last heard of, by the database's clock."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from cffa_core.errors import LeaseLost
 from cffa_core.jobs.catalog import add_model
 from cffa_core.jobs.lifecycle import new_unit
 from cffa_core.jobs.locked import take_claimed
@@ -75,7 +76,12 @@ def commit(
     model: NewModel | None,
 ) -> bool:
     """See :meth:`JobStore.commit`; False means the job takes no results and the unit was freed instead."""
-    job, unit = take_claimed(connection, held)
+    try:
+        job, unit = take_claimed(connection, held)
+    except LeaseLost:
+        if _committed(connection, held, stored):
+            return True
+        raise
     if job.over:
         job.free(unit.id)
         job.note("refused", unit=unit.kind, index=unit.idx, attempt=held.attempt)
@@ -96,9 +102,10 @@ def commit(
     )
     job.note("committed", unit=unit.kind, index=unit.idx, attempt=held.attempt)
     job.set(reason=None)
+    if held.kind is not UnitKind.FINALIZE:
+        job.worked(unit)
     if held.kind is UnitKind.PART:
-        took = max(0.0, job.now - (unit.claimed_at or job.now))
-        job.set(generated=jobs.c.generated + len(info.get("pairs", ())), busy_seconds=jobs.c.busy_seconds + took)
+        job.set(generated=jobs.c.generated + len(info.get("pairs", ())))
     if held.kind is UnitKind.FINALIZE:
         result = dict(job_result or {})
         if model is not None:
@@ -107,7 +114,17 @@ def commit(
     else:
         unfinished = sa.select(units.c.id).where(units.c.job_id == held.job_id, units.c.state != UnitState.DONE.value)
         if connection.scalar(unfinished.limit(1)) is None:
-            connection.execute(units.insert(), [new_unit(held.job_id, UnitKind.FINALIZE, 0)])
+            connection.execute(units.insert(), [new_unit(held.job_id, UnitKind.FINALIZE, 0, job.now)])
     job.settle()
     job.save()
     return True
+
+
+def _committed(connection: sa.Connection, held: Claim, stored: StoredFiles) -> bool:
+    """Whether this very attempt has committed these very files: the answer was lost, and the commit is repeated."""
+    done = connection.scalar(
+        sa.select(units.c.stored).where(
+            units.c.id == held.unit_id, units.c.attempt == held.attempt, units.c.state == UnitState.DONE.value
+        )
+    )
+    return done is not None and done == stored_to_json(stored)

@@ -62,15 +62,36 @@ jobs = sa.Table(
     sa.Column("last_seq", sa.Integer, nullable=False, comment="seq of the newest event"),
     sa.Column("requested", sa.Integer, nullable=False),
     sa.Column("generated", sa.Integer, nullable=False),
-    sa.Column("busy_seconds", _Seconds, nullable=False, comment="time that committed parts took, for the ETA"),
+    sa.Column("busy_seconds", _Seconds, nullable=False, comment="time that training or committed parts took"),
     sa.Column("reason", sa.Text),
     sa.Column("error", _Json),
     sa.Column("result", _Json),
     sa.Column("numerics_key", sa.Text),
+    sa.Column("waiting", sa.Integer, nullable=False, server_default="0", comment="units that may be claimed now"),
     sa.Index("ix_jobs_owner_number", "owner", "number"),
     sa.Index("ix_jobs_state_kind", "state", "kind"),
+    # The queue: small whatever the number of jobs that are over.
+    sa.Index(
+        "ix_jobs_queue",
+        "owner",
+        "kind",
+        "priority",
+        "number",
+        sqlite_where=sa.text("waiting > 0"),
+        postgresql_where=sa.text("waiting > 0"),
+    ),
+    sa.Index(
+        "ix_jobs_measured",
+        "kind",
+        "number",
+        sqlite_where=sa.text("busy_seconds > 0"),
+        postgresql_where=sa.text("busy_seconds > 0"),
+    ),
     sqlite_autoincrement=True,
 )
+
+QUEUE: sa.ColumnElement[bool] = sa.literal_column("jobs.waiting > 0", sa.Boolean())
+"""Whether units of a job may be claimed; written out, since partial indices are found by their words."""
 
 units = sa.Table(
     "units",
@@ -96,6 +117,7 @@ units = sa.Table(
     sa.Column("reported_at", _Seconds, comment="time of the newest report"),
     sa.Column("stored", _Json),
     sa.Column("info", _Json),
+    sa.Column("queued_at", _Seconds, comment="since when it waits, or waited, for this attempt"),
     sa.UniqueConstraint("job_id", "kind", "idx"),
     sa.Index("ix_units_job_id_state_idx", "job_id", "state", "idx"),
     sa.Index("ix_units_state_lease_expires_at", "state", "lease_expires_at"),
@@ -106,6 +128,7 @@ owners = sa.Table(
     METADATA,
     sa.Column("owner", sa.String(200), primary_key=True),
     sa.Column("served_turn", _Big, nullable=False, comment="rises at every claim; the smallest is served next"),
+    sa.Index("ix_owners_served_turn_owner", "served_turn", "owner"),
 )
 
 events = sa.Table(
@@ -184,4 +207,11 @@ workers = sa.Table(
     sa.Column("info", _Json, nullable=False),
     sa.Column("started_at", _Seconds, nullable=False),
     sa.Column("seen_at", _Seconds, nullable=False),
+)
+
+turns = sa.Table(
+    "turns",
+    METADATA,
+    sa.Column("name", sa.String(80), primary_key=True, comment="of something that one process at a time does"),
+    sa.Column("taken_at", _Seconds, nullable=False),
 )

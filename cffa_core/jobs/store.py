@@ -7,13 +7,13 @@ This module is the whole public interface; the statements live next door (``life
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from cffa_core.errors import LeaseLost
-from cffa_core.jobs import catalog, claims, endings, lifecycle, listing, results, rows, schema
+from cffa_core.jobs import catalog, claims, endings, lifecycle, listing, queue, results, rows, schema, version
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.records import (
     Checkpoint,
@@ -22,6 +22,7 @@ from cffa_core.jobs.records import (
     Event,
     Footprint,
     Job,
+    Load,
     Model,
     NewModel,
     Order,
@@ -40,14 +41,28 @@ class JobStore:
     """All reads and writes of the record; safe to share between threads, one per process.
 
     ``max_crashes`` child crashes in a row without progress, or ``max_expiries`` lost workers, fail a unit and its job.
+    At most ``owner_running_units`` units of one owner run at a time (0: any number). ``application`` is the name under
+    which PostgreSQL lists the connections.
+
+    What the database lost is repeated here, a bounded number of times (docs/record.md); whatever still raises
+    :class:`StorageUnavailable` may be repeated by the caller.
     Every method that takes an ``owner`` raises :class:`NotFound` for another owner's ids. Methods that take a
     :class:`Claim` raise :class:`LeaseLost` when the claim is no longer the unit's live one.
     """
 
-    def __init__(self, url: str, *, max_crashes: int = 3, max_expiries: int = 10) -> None:
-        self._db = Database(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_crashes: int = 3,
+        max_expiries: int = 10,
+        owner_running_units: int = 0,
+        application: str = "cffa",
+    ) -> None:
+        self._db = Database(url, application=application)
         self._max_crashes = max_crashes
         self._max_expiries = max_expiries
+        self._cap = owner_running_units
 
     def migrate(self) -> None:
         """Bring the schema to its newest version; safe when several processes start at the same moment."""
@@ -55,8 +70,11 @@ class JobStore:
 
     def ping(self) -> None:
         """Ask the database one question; raises :class:`StorageUnavailable` when it does not answer."""
-        with self._db.read() as connection:
-            connection.execute(sa.select(sa.func.count()).select_from(schema.jobs))
+        self._db.read(lambda connection: connection.scalar(sa.select(schema.jobs.c.id).limit(1)))
+
+    def require_schema(self) -> None:
+        """Raise :class:`RecordOutdated` if the schema is older than this code needs; a newer one is fine."""
+        self._db.read(version.require_schema)
 
     def close(self) -> None:
         """Give back all connections."""
@@ -84,8 +102,8 @@ class JobStore:
 
         The id is a new one (:meth:`new_id`) or one that was derived from an idempotency key.
         """
-        with self._db.write() as connection:
-            return catalog.add_dataset(
+        return self._db.write(
+            lambda connection: catalog.add_dataset(
                 connection,
                 owner,
                 dataset_id=dataset_id,
@@ -94,29 +112,27 @@ class JobStore:
                 pairs=pairs,
                 report=report,
                 stored=stored,
-            )
+            ),
+            landed=catalog.holds_dataset,
+        )
 
     def get_dataset(self, owner: str, dataset_id: str) -> Dataset:
         """One data set of this owner."""
-        with self._db.read() as connection:
-            return catalog.get_dataset(connection, owner, dataset_id)
+        return self._db.read(lambda connection: catalog.get_dataset(connection, owner, dataset_id))
 
     def list_datasets(self, owner: str, page_size: int = 50, page_token: str | None = None) -> Page[Dataset]:
         """Data sets of this owner, newest first; a bad token raises :class:`InvalidSpec`."""
-        with self._db.read() as connection:
-            return catalog.list_datasets(connection, owner, page_size, page_token)
+        return self._db.read(lambda connection: catalog.list_datasets(connection, owner, page_size, page_token))
 
     def get_model(self, owner: str, model_id: str) -> Model:
         """One model of this owner."""
-        with self._db.read() as connection:
-            return catalog.get_model(connection, owner, model_id)
+        return self._db.read(lambda connection: catalog.get_model(connection, owner, model_id))
 
     def list_models(
         self, owner: str, *, job_id: str | None = None, page_size: int = 50, page_token: str | None = None
     ) -> Page[Model]:
         """Models of this owner, newest first; ``job_id`` keeps those that one training job made."""
-        with self._db.read() as connection:
-            return catalog.list_models(connection, owner, job_id, page_size, page_token)
+        return self._db.read(lambda connection: catalog.list_models(connection, owner, job_id, page_size, page_token))
 
     # --- what an owner does with jobs -----------------------------------------------------------------------------
 
@@ -130,18 +146,20 @@ class JobStore:
         ``idempotency_key_reused``. A data set or model that the owner does not have raises :class:`InvalidSpec` with
         the pointer ``/dataset_id`` or ``/model_id``.
         """
+        job_id = rows.new_id("job")  # one for all tries, by which the first of them is known
+
+        def create(connection: sa.Connection) -> tuple[str, bool]:
+            return lifecycle.create(connection, owner, job_id, spec, priority, idempotency_key)
+
         try:
-            with self._db.write() as connection:
-                job_id, created = lifecycle.create(connection, owner, spec, priority, idempotency_key)
-        except IntegrityError:  # the same key, or the owner's first job, was written by another process just now
-            with self._db.write() as connection:
-                job_id, created = lifecycle.create(connection, owner, spec, priority, idempotency_key)
-        return self.get_job(owner, job_id), created
+            made, created = self._db.write(create)
+        except IntegrityError:  # the same key was written by another process just now
+            made, created = self._db.write(create)
+        return self.get_job(owner, made), created
 
     def get_job(self, owner: str, job_id: str) -> Job:
         """One job of this owner, with progress, counts and queue position as of now."""
-        with self._db.read() as connection:
-            return listing.get_job(connection, owner, job_id)
+        return self._db.read(lambda connection: listing.get_job(connection, owner, job_id, self._cap))
 
     def list_jobs(
         self,
@@ -152,14 +170,14 @@ class JobStore:
         page_token: str | None = None,
     ) -> Page[Job]:
         """Jobs of this owner, newest first; a bad token raises :class:`InvalidSpec`."""
-        with self._db.read() as connection:
-            return listing.list_jobs(connection, owner, kind, state, page_size, page_token)
+        return self._db.read(
+            lambda connection: listing.list_jobs(connection, owner, kind, state, page_size, page_token, self._cap)
+        )
 
     def cancel_job(self, owner: str, job_id: str) -> Job:
         """Ask a job to stop: ``canceled`` at once if nothing works on it, else ``canceling`` until the workers have
         stopped. Repeating it is harmless; a job that succeeded, failed or expired raises :class:`Conflict`."""
-        with self._db.write() as connection:
-            lifecycle.cancel(connection, owner, job_id)
+        self._db.write(lambda connection: lifecycle.cancel(connection, owner, job_id))
         return self.get_job(owner, job_id)
 
     def pause_job(self, owner: str, job_id: str) -> Job:
@@ -167,14 +185,12 @@ class JobStore:
 
         Repeating it is harmless; any other state raises :class:`Conflict`.
         """
-        with self._db.write() as connection:
-            lifecycle.pause(connection, owner, job_id)
+        self._db.write(lambda connection: lifecycle.pause(connection, owner, job_id))
         return self.get_job(owner, job_id)
 
     def resume_job(self, owner: str, job_id: str) -> Job:
         """Let a paused job go on; harmless on a queued or running one, else raises :class:`Conflict`."""
-        with self._db.write() as connection:
-            lifecycle.resume(connection, owner, job_id)
+        self._db.write(lambda connection: lifecycle.resume(connection, owner, job_id))
         return self.get_job(owner, job_id)
 
     def retry_job(self, owner: str, job_id: str) -> Job:
@@ -182,8 +198,7 @@ class JobStore:
 
         Raises :class:`Conflict` in any other state.
         """
-        with self._db.write() as connection:
-            lifecycle.retry(connection, owner, job_id)
+        self._db.write(lambda connection: lifecycle.retry(connection, owner, job_id))
         return self.get_job(owner, job_id)
 
     def delete_job(self, owner: str, job_id: str) -> tuple[str, ...]:
@@ -192,20 +207,20 @@ class JobStore:
         The model of a training job stays, with its files. Raises :class:`Conflict` unless the job is terminal and
         no worker holds one of its units any more.
         """
-        with self._db.write() as connection:
-            return lifecycle.delete(connection, owner, job_id)
+        return self._db.write(
+            lambda connection: lifecycle.delete(connection, owner, job_id),
+            landed=lambda connection, _: lifecycle.deleted(connection, job_id),
+        )
 
     def events(self, owner: str, job_id: str, after_seq: int = 0, limit: int = 100) -> list[Event]:
         """History of a job after ``after_seq``, oldest first."""
-        with self._db.read() as connection:
-            return listing.events(connection, owner, job_id, after_seq, limit)
+        return self._db.read(lambda connection: listing.events(connection, owner, job_id, after_seq, limit))
 
     def metrics(
         self, owner: str, job_id: str, key: str | None = None, since_step: int | None = None
     ) -> list[tuple[int, dict[str, float]]]:
         """Recorded metrics as (step, values) in step order, from ``since_step`` (inclusive) on."""
-        with self._db.read() as connection:
-            return listing.metrics(connection, owner, job_id, key, since_step)
+        return self._db.read(lambda connection: listing.metrics(connection, owner, job_id, key, since_step))
 
     def parts(
         self, owner: str, job_id: str, *, kind: UnitKind | None = None, first: int = 0, limit: int | None = None
@@ -214,45 +229,52 @@ class JobStore:
 
         ``kind`` keeps one kind, ``first`` skips smaller indices, ``limit`` caps the number of parts.
         """
-        with self._db.read() as connection:
-            return listing.parts(connection, owner, job_id, kind, first, limit)
+        return self._db.read(lambda connection: listing.parts(connection, owner, job_id, kind, first, limit))
 
     def checkpoints(self, owner: str, job_id: str) -> list[Checkpoint]:
         """Recorded checkpoints of a job, oldest step first (the newest three are kept)."""
-        with self._db.read() as connection:
-            return listing.checkpoints(connection, owner, job_id)
+        return self._db.read(lambda connection: listing.checkpoints(connection, owner, job_id))
 
     def footprint(self, job_id: str) -> Footprint:
         """What the record knows of a job's objects, for the removal of orphans; any owner's, deleted jobs too."""
-        with self._db.read() as connection:
-            return listing.footprint(connection, job_id)
+        return self._db.read(lambda connection: listing.footprint(connection, job_id))
 
     # --- queue and workers ----------------------------------------------------------------------------------------
 
     def queue_summary(self) -> dict[Kind, QueueCounts]:
         """How much waits and runs, for every kind of job."""
-        with self._db.read() as connection:
-            return listing.queue_summary(connection)
+        return self._db.read(queue.queue_summary)
+
+    def load(self) -> Load:
+        """Jobs and units by kind and state, the longest wait, live workers: one cheap read, for metrics."""
+        return self._db.read(queue.load)
+
+    def take_turn(self, name: str, every: float) -> bool:
+        """Whether the caller is the one process that does ``name`` now: True once per ``every`` seconds.
+
+        The interval is measured by the database's clock from the last turn that anybody took; the first is free.
+        """
+        taken = self._db.write(
+            lambda connection: catalog.take_turn(connection, name, every),
+            landed=lambda connection, at: at is not None and catalog.turn_taken_at(connection, name) == at,
+        )
+        return taken is not None
 
     def register_worker(self, worker_id: str, info: dict[str, Any]) -> None:
         """Write a worker down (or again, after a restart); ``info`` is free: host, kinds, device, versions."""
-        with self._db.write() as connection:
-            catalog.register_worker(connection, worker_id, info)
+        self._db.write(lambda connection: catalog.register_worker(connection, worker_id, info))
 
     def heartbeat(self, worker_id: str) -> None:
         """Note that a worker is alive; an unknown worker raises :class:`NotFound`."""
-        with self._db.write() as connection:
-            catalog.heartbeat(connection, worker_id)
+        self._db.write(lambda connection: catalog.heartbeat(connection, worker_id))
 
     def remove_worker(self, worker_id: str) -> None:
         """Strike a worker that ends cleanly off the list; its claims are not touched."""
-        with self._db.write() as connection:
-            catalog.remove_worker(connection, worker_id)
+        self._db.write(lambda connection: catalog.remove_worker(connection, worker_id))
 
     def list_workers(self, seen_within: float | None = None) -> list[WorkerRecord]:
         """Workers, optionally only those seen within so many seconds."""
-        with self._db.read() as connection:
-            return catalog.list_workers(connection, seen_within)
+        return self._db.read(lambda connection: catalog.list_workers(connection, seen_within))
 
     # --- what a worker does with units ----------------------------------------------------------------------------
 
@@ -268,13 +290,35 @@ class JobStore:
     ) -> Claim | None:
         """Take the next unit, or None when nothing waits.
 
-        The owner who was served least recently comes first, then the higher priority, then ``prefer_job`` (whose
-        model the worker has loaded), then the older job. ``numerics`` is the beginning of this worker's numerics
-        keys: work of jobs pinned to keys that begin otherwise is left to others (finalize units are anybody's).
+        The owner who was served least recently comes first (one who has ``owner_running_units`` units running is left
+        out), then the higher priority, then ``prefer_job`` (whose model the worker has loaded), then the older job.
+        ``numerics`` is the beginning of this worker's numerics keys: work of jobs pinned to keys that begin otherwise
+        is left to others (finalize units are anybody's).
         ``avoid`` names jobs that this worker found it cannot run.
         """
-        with self._db.write() as connection:
-            return claims.claim(connection, worker_id, kinds, lease_seconds, prefer_job, numerics, avoid)
+        asking = claims.Asking(
+            worker_id=worker_id,
+            kinds=tuple(sorted(kind.value for kind in kinds)),
+            lease_seconds=lease_seconds,
+            prefer_job=prefer_job,
+            numerics=numerics,
+            avoid=tuple(sorted(avoid)),
+            cap=self._cap,
+        )
+        # First owners whom no other worker is being served from right now; then, if there were some, wait for those.
+        for wait in (False, True):
+            passed = False
+            for owner, turn in self._db.read(lambda connection: claims.in_turn(connection, asking)):
+                taken = self._take(asking, owner, None if wait else turn)
+                if isinstance(taken, Claim):
+                    return taken
+                passed = passed or taken == "passed"
+            if not passed:
+                break
+        return None
+
+    def _take(self, asking: claims.Asking, owner: str, turn: int | None) -> Claim | Literal["nothing", "passed"]:
+        return self._db.write(lambda connection: claims.take(connection, asking, owner, turn))
 
     def pin_numerics(self, claim: Claim, key: str) -> None:
         """Bind the claim's job to a numerics key before the first result.
@@ -282,29 +326,25 @@ class JobStore:
         The first claim binds; another key raises :class:`NumericsMismatch` (release the claim, then claim with
         ``avoid``). A job that has neither results nor another live claim may be bound anew.
         """
-        with self._db.write() as connection:
-            claims.pin_numerics(connection, claim, key)
+        self._db.write(lambda connection: claims.pin_numerics(connection, claim, key))
 
     def renew(self, claim: Claim, lease_seconds: float, progress: Progress | None = None) -> Order:
         """Extend the lease by the database's clock and say what the job's owner wants.
 
         ``continue``, ``cancel`` or ``pause``. A lease that ran out is still renewed as long as nobody took the unit.
         """
-        with self._db.write() as connection:
-            return claims.renew(connection, claim, lease_seconds, progress)
+        return self._db.write(lambda connection: claims.renew(connection, claim, lease_seconds, progress))
 
     def add_metrics(self, claim: Claim, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of a step; a repeated step replaces what an older attempt wrote."""
-        with self._db.write() as connection:
-            results.add_metrics(connection, claim, step, values)
+        self._db.write(lambda connection: results.add_metrics(connection, claim, step, values))
 
     def add_checkpoint(self, claim: Claim, step: int, stored: StoredFiles) -> tuple[str, ...]:
         """Make a published checkpoint the one to resume from; counts as progress.
 
         Returns the storage keys of checkpoints that this one superseded; the caller may delete them.
         """
-        with self._db.write() as connection:
-            return results.add_checkpoint(connection, claim, step, stored)
+        return self._db.write(lambda connection: results.add_checkpoint(connection, claim, step, stored))
 
     def commit(
         self,
@@ -320,20 +360,20 @@ class JobStore:
         When no unit is left, ``finalize`` is enqueued in the same transaction. The commit of the finalize unit
         writes ``job_result`` (and ``model_id``, where ``model`` is given) and the job has succeeded. In a job that
         is being cancelled or is over, the unit is freed and :class:`LeaseLost` is raised: nothing is left to do.
+        Repeated with the same files it answers as the first time and changes nothing. The place in the queue is left
+        out of the job returned.
         """
-        with self._db.write() as connection:
-            taken = results.commit(connection, claim, stored, info, job_result, model)
+        taken = self._db.write(lambda connection: results.commit(connection, claim, stored, info, job_result, model))
         if not taken:
             raise LeaseLost(f"job {claim.job_id} takes no more results")
-        return self.get_job(claim.owner, claim.job_id)
+        return self._db.read(lambda connection: listing.get_job(connection, claim.owner, claim.job_id, None))
 
     def release(self, claim: Claim, *, reason: str | None = None) -> None:
         """Give a unit back without penalty: clean shutdown, cancel or pause obeyed.
 
         ``reason`` is shown with the job while it waits, e.g. that this worker cannot do it.
         """
-        with self._db.write() as connection:
-            endings.release(connection, claim, reason)
+        self._db.write(lambda connection: endings.release(connection, claim, reason))
 
     def crashed(self, claim: Claim, reason: str, *, made_progress: bool, detail: str | None = None) -> bool:
         """Count a crash of the child; returns whether the unit will be tried again.
@@ -342,25 +382,22 @@ class JobStore:
         checkpoints end the unit whatever was reported: a unit that always dies at the same step must not run forever.
         ``detail``, e.g. a traceback, goes to the job's history alone.
         """
-        with self._db.write() as connection:
-            return endings.crashed(
+        return self._db.write(
+            lambda connection: endings.crashed(
                 connection, claim, reason, made_progress, self._max_crashes, self._max_expiries, detail
             )
+        )
 
     def fail(self, claim: Claim, code: str, message: str) -> None:
         """End the unit and its job with an error that no retry would cure."""
-        with self._db.write() as connection:
-            endings.fail(connection, claim, code, message)
+        self._db.write(lambda connection: endings.fail(connection, claim, code, message))
 
     def sweep(self) -> int:
         """Free expired leases (reason ``worker_lost``) and finish jobs that wait to be canceled or paused.
 
         Returns how many leases were freed. Any process may call it at any time.
         """
-        with self._db.read() as connection:
-            found = endings.expired_jobs(connection)
-        freed = 0
-        for job_id in found:
-            with self._db.write() as connection:
-                freed += endings.expire(connection, job_id, self._max_expiries)
-        return freed
+        return sum(self._expire(job_id) for job_id in self._db.read(endings.expired_jobs))
+
+    def _expire(self, job_id: str) -> int:
+        return self._db.write(lambda connection: endings.expire(connection, job_id, self._max_expiries))

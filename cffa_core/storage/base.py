@@ -1,4 +1,4 @@
-"""The object-store protocol and the one place that builds keys.
+"""The object-store protocol and the one place that builds and checks keys.
 
 Objects are immutable: a key is written once. Keys of job products carry the attempt that wrote them, so a stale
 worker can never overwrite a newer one's work; readers follow only what the record points to.
@@ -6,10 +6,17 @@ worker can never overwrite a newer one's work; readers follow only what the reco
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from cffa_core.errors import NotFound
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\/]")
+_SEGMENT_BYTES = 240
+_KEY_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,10 @@ class ObjectStore(Protocol):
     """
 
     def put_file(self, key: str, path: Path) -> ObjectInfo:
-        """Store a file; visible under ``key`` only when complete and durable."""
+        """Store a file; visible under ``key`` only when complete and durable.
+
+        An existing key raises :class:`cffa_core.errors.Conflict` unless its bytes are the same.
+        """
 
     def put_stream(self, key: str, stream: BinaryIO) -> ObjectInfo:
         """Store a stream of unknown length with bounded memory; visible only when complete and durable."""
@@ -60,6 +70,24 @@ class ObjectStore(Protocol):
 
         ``sha256`` is served as its entity tag, where the store can do that.
         """
+
+
+def key_segments(key: str) -> list[str]:
+    """The segments of a key; raises :class:`NotFound` for one that no store may hold.
+
+    No segment is empty, begins with a dot or holds a control character or backslash, so that no key can leave a
+    local folder or hide in it; the lengths fit every file system and S3 (240 bytes a segment, 1024 in all).
+    """
+    segments = key.split("/")
+    try:
+        for part in segments:
+            if not part or part.startswith(".") or _UNSAFE.search(part) or len(part.encode()) > _SEGMENT_BYTES:
+                raise NotFound(f"{key!r} is not an object key")
+        if len(key.encode()) > _KEY_BYTES:
+            raise NotFound(f"{key[:80]!r}... is longer than {_KEY_BYTES} bytes")
+    except UnicodeEncodeError as error:
+        raise NotFound(f"{key!r} is not an object key") from error
+    return segments
 
 
 def dataset_key(dataset_id: str, name: str) -> str:

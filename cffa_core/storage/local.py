@@ -13,7 +13,6 @@ import hmac
 import io
 import json
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -23,12 +22,10 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from cffa_core.errors import Conflict, CorruptArtifact, Gone, NotFound, StorageUnavailable
-from cffa_core.storage.base import ObjectInfo
+from cffa_core.errors import Conflict, Gone, NotFound, StorageUnavailable
+from cffa_core.storage.base import ObjectInfo, key_segments
+from cffa_core.storage.verified import CHUNK, copy_verified
 
-CHUNK = 1 << 20
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\/]")
-_SEGMENT_BYTES = 240
 _INCOMING = ".incoming"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -104,22 +101,8 @@ class LocalStore:
 
     def fetch(self, info: ObjectInfo, path: Path) -> None:
         """Copy an object to ``path``, verifying size and SHA-256; a wrong one leaves no file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        digest, size = hashlib.sha256(), 0
-        try:
-            with self.open(info.key) as source, _typed_errors(info.key), partial.open("xb") as target:
-                while chunk := source.read(CHUNK):
-                    target.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
-            if size != info.size:
-                raise CorruptArtifact(f"object {info.key} has {size} bytes, {info.size} were recorded")
-            if digest.hexdigest() != info.sha256:
-                raise CorruptArtifact(f"object {info.key} does not match its recorded sha256 {info.sha256}")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with self.open(info.key) as source, _typed_errors(info.key):
+            copy_verified(source, info, path)
 
     def size(self, key: str) -> int:
         """Size in bytes."""
@@ -188,11 +171,7 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         """File of a key; refuses any key that could leave the root or hide in it."""
-        segments = key.split("/")
-        for part in segments:
-            if not part or part.startswith(".") or _UNSAFE.search(part) or len(part.encode()) > _SEGMENT_BYTES:
-                raise NotFound(f"{key!r} is not an object key")
-        return self.root.joinpath(*segments)
+        return self.root.joinpath(*key_segments(key))
 
     @contextmanager
     def _incoming(self) -> Iterator[tuple[BinaryIO, Path]]:

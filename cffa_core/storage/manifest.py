@@ -6,6 +6,7 @@ visible. Fetching verifies every byte. Nothing here knows about jobs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -65,3 +66,11 @@ def fetch_files(store: ObjectStore, stored: StoredFiles, folder: Path) -> None:
             store.fetch(info, path)
         except CorruptArtifact as error:
             raise CorruptArtifact(f"{name}: {error.message}", problems=error.problems) from error
+
+
+def read_verified(store: ObjectStore, info: ObjectInfo) -> bytes:
+    """Read a small object whole; raises :class:`CorruptArtifact` unless its bytes are the recorded ones."""
+    data = store.get_bytes(info.key)
+    if hashlib.sha256(data).hexdigest() != info.sha256:
+        raise CorruptArtifact(f"object {info.key} does not match its recorded sha256 {info.sha256}")
+    return data

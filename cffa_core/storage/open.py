@@ -5,21 +5,40 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from typing import TYPE_CHECKING
 
 from cffa_core.errors import StorageUnavailable
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.local import LocalStore, link_new
 
+if TYPE_CHECKING:
+    from cffa_core.storage.s3 import S3Store
+
 SECRET_FILE = "blob.key"
 _SECRET_BYTES = 32
 
 
 def open_store(settings: Settings) -> ObjectStore:
-    """The object store of these settings; raises :class:`StorageUnavailable` for a mode that has none here."""
-    if settings.mode != "embedded":
-        raise StorageUnavailable("cluster mode needs an S3 object store, which this version cannot use; use embedded")
-    return open_local(settings)
+    """The object store of these settings; nothing is asked of a server yet."""
+    return open_local(settings) if settings.mode == "embedded" else open_s3(settings)
+
+
+def open_s3(settings: Settings) -> S3Store:
+    """The S3 store of cluster mode; raises :class:`InvalidSettings` for an endpoint that is none.
+
+    The one-shot set-up calls its ``ensure_bucket()``; no other process creates a bucket.
+    """
+    from cffa_core.storage.s3 import S3Store  # embedded mode does without the client
+
+    return S3Store(
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint,
+        bucket=settings.s3_bucket,
+        region=settings.s3_region,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+    )
 
 
 def open_local(settings: Settings) -> LocalStore:

@@ -1,7 +1,8 @@
 """``python -m services.api``: the HTTP server of one process, with settings from the environment.
 
-Ends cleanly on SIGTERM or SIGINT: new connections are refused, event streams and long polls are told to end, running
-requests get ten seconds.
+In a cluster it refuses to start on a record that is older than it needs; servers that do not answer yet are waited for
+(``/readyz`` says so). Ends cleanly on SIGTERM or SIGINT: new connections are refused, event streams and long polls are
+told to end, running requests get ten seconds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from cffa_core.errors import CffaError
-from cffa_core.settings import Settings
+from cffa_core.errors import CffaError, RecordOutdated, StorageUnavailable
+from cffa_core.jobs.store import JobStore
+from cffa_core.settings import Settings, read_settings
+from cffa_core.storage.open import open_s3
 from services.api.app import create_app
 
 GRACE_SECONDS = 10
+_log = logging.getLogger("cffa.api")
 
 
 class Server(uvicorn.Server):
@@ -34,14 +38,34 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def main() -> int:
-    """Serve until told to stop; 0 after a clean end, 2 if the settings forbid a start."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = Settings()
+def require_set_up(settings: Settings) -> None:
+    """Raise :class:`RecordOutdated` if a cluster's record is older than this code needs, and
+    :class:`InvalidSettings` for an object store's address that is none."""
+    if settings.mode != "cluster":
+        return
+    open_s3(settings).close()
+    store = JobStore(settings.record_url)
     try:
+        store.require_schema()
+    except RecordOutdated:
+        raise
+    except StorageUnavailable as error:
+        _log.warning("the record does not answer yet: %s", error.message)
+    finally:
+        store.close()
+
+
+def main() -> int:
+    """Serve until told to stop; 0 after a clean end, 2 if the settings or an old record forbid a start."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = read_settings()
         app = create_app(settings)
+        require_set_up(settings)
     except CffaError as error:
-        logging.getLogger("cffa.api").error("%s", error.message)
+        _log.error("%s", error.message)
+        for problem in error.problems:
+            _log.error("%s: %s", problem.pointer, problem.message)
         return 2
     config = uvicorn.Config(
         app,

@@ -1,6 +1,7 @@
 """What a route may use, and on whose behalf: the open record and stores, and the owner of the request.
 
-The owner is decided here and nowhere else. Embedded mode on loopback needs no key: everything belongs to ``local``.
+Embedded mode on loopback needs no key: everything belongs to ``local``. In a cluster ``keys`` decided before, by the
+key that the request carries.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pydantic import AfterValidator
 from cffa_core.errors import NotFound
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
-from cffa_core.storage.local import LocalStore
+from cffa_core.storage.base import ObjectStore
+from services.api.delivery import Delivery
+from services.api.problems import Unauthorized
 
 LOCAL_OWNER = "local"
 CHECKS_AT_ONCE = 2
@@ -25,7 +28,7 @@ CHECKS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Backend:
-    """Opened once per process.
+    """Opened once per process. ``delivery`` wakes workers; it does nothing where they poll.
 
     ``checks`` bounds how many uploads are checked at a time: that is heavy, and the other routes need their threads.
     ``stopping`` is set when the server begins to shut down, so that long answers end.
@@ -33,7 +36,8 @@ class Backend:
 
     settings: Settings
     store: JobStore
-    objects: LocalStore
+    objects: ObjectStore
+    delivery: Delivery
     checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -45,9 +49,14 @@ def backend(request: Request) -> Backend:
     return found
 
 
-def current_owner() -> str:
+def current_owner(request: Request) -> str:
     """Whose data this request sees."""
-    return LOCAL_OWNER
+    if backend(request).settings.mode == "embedded":
+        return LOCAL_OWNER
+    owner = request.scope.get("state", {}).get("owner")
+    if not isinstance(owner, str):
+        raise Unauthorized("this request was let in without a key")
+    return owner
 
 
 def _id(prefix: str, what: str) -> AfterValidator:

@@ -1,7 +1,8 @@
-"""Puts the API together: backend, routers, errors, request log, sweeper. Logic lives in the routers.
+"""Puts the API together: backend, routers, keys, errors, request log, sweeper. Logic lives in the routers.
 
-``create_app`` opens nothing; the application's lifespan opens the record and the object store, migrates the record,
-and runs the sweeper that frees expired leases.
+``create_app`` opens nothing; the application's lifespan opens the record and the object store and runs the sweeper
+that frees expired leases. Embedded mode migrates its record itself; a cluster's is set up by ``services.api.setup``
+before any API starts, and the servers need not answer yet when one does.
 """
 
 from __future__ import annotations
@@ -21,9 +22,25 @@ from cffa_core.errors import CffaError, InvalidSettings
 from cffa_core.jobs import sweep
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
-from cffa_core.storage.open import open_local
-from services.api import archives, blobs, datasets, documentation, events, health, jobs, models, pairs, problems, web
+from cffa_core.storage.open import open_store
+from services.api import (
+    archives,
+    blobs,
+    datasets,
+    documentation,
+    events,
+    health,
+    jobs,
+    keys,
+    metrics,
+    models,
+    pairs,
+    problems,
+    scratch,
+    web,
+)
 from services.api.access import Backend
+from services.api.delivery import Delivery
 from services.api.request_log import RequestLog
 
 TAGS = [
@@ -32,7 +49,7 @@ TAGS = [
     {"name": "results", "description": "What jobs made: pairs, archives, checkpoints, metrics."},
     {"name": "models", "description": "Products of training jobs, the input of generation."},
     {"name": "blobs", "description": "Signed, expiring links to stored bytes; they need no other permission."},
-    {"name": "service", "description": "Queue, workers and health."},
+    {"name": "service", "description": "Queue, workers, health and metrics."},
 ]
 DESCRIPTION = """
 Grows a small set of registered pairs of colour fundus photographs (CF) and fluorescein angiographies (FA) into a
@@ -45,12 +62,8 @@ _log = logging.getLogger("cffa.api")
 
 
 def require_safe(settings: Settings) -> None:
-    """Raise :class:`InvalidSettings` if this API must not start as asked: it has no keys yet."""
-    if settings.mode == "cluster":
-        raise InvalidSettings(
-            "cluster mode needs API keys, which this version does not have yet; use CFFA_MODE=embedded"
-        )
-    if not settings.allow_remote and not _is_loopback(settings.host):
+    """Raise :class:`InvalidSettings` if a keyless API would listen to others; a cluster's API has keys."""
+    if settings.mode == "embedded" and not settings.allow_remote and not _is_loopback(settings.host):
         raise InvalidSettings(
             f"the embedded API has no keys, so it listens on loopback only, not on {settings.host!r}; set "
             "CFFA_HOST=127.0.0.1, or CFFA_ALLOW_REMOTE=true if everyone who can reach this machine may use it"
@@ -60,20 +73,23 @@ def require_safe(settings: Settings) -> None:
 def create_app(settings: Settings) -> FastAPI:
     """The application for ``settings``; raises :class:`InvalidSettings` if it must not run."""
     require_safe(settings)
+    cluster = settings.mode == "cluster"
+    gate = keys.Keys(settings) if cluster else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         backend = await run_in_threadpool(_open, settings)
         app.state.backend = backend
-        sweeper = asyncio.create_task(_sweep(backend))
-        try:
-            yield
-        finally:
-            backend.stopping.set()
-            sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sweeper
-            await run_in_threadpool(backend.store.close)
+        with backend.delivery:
+            sweeper = asyncio.create_task(_sweep(backend))
+            try:
+                yield
+            finally:
+                backend.stopping.set()
+                sweeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sweeper
+        await run_in_threadpool(backend.store.close)
 
     app = FastAPI(
         title="CFFA",
@@ -87,37 +103,60 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    documentation.install(app)
-    for part in (health, datasets, jobs, events, pairs, archives, models, blobs, web):
+    documentation.install(app, open_paths=keys.OPEN if cluster else None)
+    for part in (health, metrics, datasets, jobs, events, pairs, archives, models, web):
         app.include_router(part.router)
-    app.add_middleware(RequestLog, hosts=_hosts(settings))
+    if gate is None:
+        app.include_router(blobs.router)  # a cluster's object store serves its links itself
+    else:
+        app.add_middleware(keys.KeyGate, keys=gate)
+    app.state.measured = metrics.Measured()
+    # With a key in each request, neither its host name nor the page it came from matters.
+    app.add_middleware(RequestLog, hosts=_hosts(settings), foreign_pages=cluster, on_answer=app.state.measured.answered)
     return app
 
 
 def _open(settings: Settings) -> Backend:
-    settings.home.mkdir(parents=True, exist_ok=True)
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
-    store = JobStore(settings.record_url, max_crashes=settings.max_crashes, max_expiries=settings.max_expiries)
-    store.migrate()
-    datasets.remove_abandoned(settings.scratch_dir)
-    return Backend(settings, store, open_local(settings))
+    store = JobStore(
+        settings.record_url,
+        max_crashes=settings.max_crashes,
+        max_expiries=settings.max_expiries,
+        owner_running_units=settings.owner_running_units,
+        application="cffa-api",
+    )
+    if settings.mode == "embedded":
+        store.migrate()
+    scratch.remove_abandoned(settings.scratch_dir)
+    return Backend(settings, store, open_store(settings), Delivery(settings, store))
 
 
 async def _sweep(backend: Backend) -> None:
-    """Free expired leases every ``sweep_seconds``, and objects that nothing points to every hour.
+    """Free expired leases every ``sweep_seconds``, and remove what nothing points to every hour.
 
-    A failed round is logged and the next one tries again.
+    Every API and worker process does so. A failed round is logged and the next one tries again.
     """
     orphans_due = time.monotonic() + ORPHANS_SECONDS
+    set_up = backend.settings.mode == "embedded"
     while True:
         try:
+            if not set_up:  # this process may be older than the answers of its database
+                await run_in_threadpool(backend.store.require_schema)
+                set_up = True
             await run_in_threadpool(backend.store.sweep)
             if time.monotonic() > orphans_due:
                 orphans_due = time.monotonic() + ORPHANS_SECONDS
-                await run_in_threadpool(sweep.orphans, backend.store, backend.objects)
-        except CffaError:
-            _log.exception("the sweep failed; it runs again in %s s", backend.settings.sweep_seconds)
+                await run_in_threadpool(_remove_what_nobody_needs, backend)
+        except CffaError as error:
+            _log.error("the sweep failed, it runs again in %s s: %s", backend.settings.sweep_seconds, error.message)
         await asyncio.sleep(backend.settings.sweep_seconds)
+
+
+def _remove_what_nobody_needs(backend: Backend) -> None:
+    """Folders of killed uploads (each process looks after its own scratch), and, in turn, orphaned objects."""
+    scratch.remove_abandoned(backend.settings.scratch_dir)
+    if backend.store.take_turn("orphans", ORPHANS_SECONDS / 2):
+        sweep.orphans(backend.store, backend.objects)
 
 
 def _is_loopback(host: str) -> bool:
@@ -131,7 +170,7 @@ def _is_loopback(host: str) -> bool:
 
 def _hosts(settings: Settings) -> frozenset[str] | None:
     """Names the API answers under; None (any) when it was opened to others, who know it by names we cannot."""
-    if settings.allow_remote:
+    if settings.allow_remote or settings.mode == "cluster":
         return None
     known = {"localhost", "127.0.0.1", "::1", settings.host, urlsplit(settings.url).hostname or ""}
     return frozenset(known - {""})

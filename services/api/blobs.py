@@ -1,16 +1,18 @@
 """Stored bytes behind signed, expiring links: what an S3 server does in a cluster, done here for the local store.
 
-The token is the whole permission, so no owner is asked for. Uploading through tokens (PUT) is not offered yet.
+These routes exist in embedded mode only. The token is the whole permission, so no owner is asked for. Uploading
+through tokens (PUT) is not offered yet.
 """
 
 from __future__ import annotations
 
 import mimetypes
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from cffa_core.errors import Gone, NotFound
+from cffa_core.storage.local import LocalStore
 from services.api.access import TheBackend
 from services.api.problems import Answers, documented
 from services.api.ranges import serve
@@ -24,18 +26,25 @@ _ANSWERS: Answers = {
 }
 
 
-def get_blob(request: Request, token: str, backend: TheBackend) -> Response:
+def local_store(backend: TheBackend) -> LocalStore:
+    """The store whose tokens these routes serve."""
+    if not isinstance(backend.objects, LocalStore):
+        raise NotFound("the object store serves its links itself")
+    return backend.objects
+
+
+def get_blob(request: Request, token: str, objects: Annotated[LocalStore, Depends(local_store)]) -> Response:
     """The object a signed link names. Supports one byte range, If-Range, If-None-Match; the ETag is its SHA-256."""
-    grant = backend.objects.read_token(token)
+    grant = objects.read_token(token)
     if grant.method != "GET":
         raise NotFound("no such blob")
     try:
-        size = backend.objects.size(grant.key)
+        size = objects.size(grant.key)
     except NotFound as error:
         raise Gone("what this link names has been deleted") from error
 
     def opened(start: int, length: int) -> BinaryIO:
-        return backend.objects.open(grant.key, start, length)
+        return objects.open(grant.key, start, length)
 
     return serve(
         request,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
-import time
+import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from cffa_core.data import ingest
-from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, NotFound, Problem, StorageUnavailable
+from cffa_core.errors import CffaError, Conflict, CorruptArtifact, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.records import Dataset, StoredFiles
 from cffa_core.storage.base import ObjectInfo, dataset_key
+from cffa_core.storage.manifest import read_verified
 from services.api import uploads
 from services.api.access import Backend, DatasetId, IdempotencyKey, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import documented
 from services.api.schemas import DatasetList, DatasetPair, DatasetPairList, DatasetView
+from services.api.scratch import upload_folder
 
-ABANDONED_SECONDS = 86_400
+PUTS_AT_ONCE = 4
 MAX_NAME = 200
 MAX_PATTERN = 200
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 router = APIRouter(tags=["data sets"])
+_log = logging.getLogger("cffa.api")
 _FORM = {
     "requestBody": {
         "required": True,
@@ -72,7 +75,8 @@ async def upload_dataset(
 ) -> Response:
     """Take a zip of registered pairs in. Every problem of every file is named at once, with the file as its pointer; if
     there is one, nothing is taken in."""
-    folder = Path(await anyio.to_thread.run_sync(_scratch, backend))
+    held = contextlib.ExitStack()
+    folder = await anyio.to_thread.run_sync(held.enter_context, upload_folder(backend.settings.scratch_dir))
     try:
         source = folder / "upload.zip"
         upload = await uploads.receive(
@@ -87,28 +91,12 @@ async def upload_dataset(
         )
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(shutil.rmtree, folder)
+            await anyio.to_thread.run_sync(held.close)
     return JSONResponse(
         DatasetView.of(dataset).model_dump(mode="json"),
         status_code=201,
         headers={"Location": f"/v1/datasets/{dataset.id}"},
     )
-
-
-def _scratch(backend: Backend) -> str:
-    folder = backend.settings.scratch_dir / "uploads"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(dir=folder)
-    except OSError as error:
-        raise StorageUnavailable(f"no room for uploads: {error.strerror}") from error
-
-
-def remove_abandoned(scratch: Path) -> None:
-    """Remove what killed processes left of uploads, once it is a day old and so nobody's any more."""
-    for folder in (scratch / "uploads").glob("*"):
-        if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _form(fields: dict[str, str]) -> tuple[str, str | None]:
@@ -143,11 +131,9 @@ def _take_in(
     replayed = key and _replayed(backend, owner, dataset_id, checked.digest, name)
     if replayed:
         return replayed
-    stored: dict[str, ObjectInfo] = {}
+    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     try:
-        for path in _files(folder):
-            relative = path.relative_to(folder).as_posix()
-            stored[relative] = backend.objects.put_file(dataset_key(prefix, relative), path)
+        stored = _store(backend, prefix, files)
         return backend.store.add_dataset(
             owner,
             dataset_id=dataset_id,
@@ -158,12 +144,31 @@ def _take_in(
             stored=StoredFiles(stored),
         )
     except BaseException as error:
-        for info in stored.values():
-            backend.objects.delete(info.key)
+        _remove(backend, [dataset_key(prefix, name) for name in files])
         # The same upload, sent twice at once: the other one was first.
         if isinstance(error, Conflict) and (made := _replayed(backend, owner, dataset_id, checked.digest, name)):
             return made
         raise
+
+
+def _store(backend: Backend, prefix: str, files: dict[str, Path]) -> dict[str, ObjectInfo]:
+    """Put ``files`` (name -> path) below ``prefix``, a few at a time: most of a small put is waiting for the store."""
+    pool = ThreadPoolExecutor(PUTS_AT_ONCE, thread_name_prefix="put")
+    try:
+        puts = {name: pool.submit(backend.objects.put_file, dataset_key(prefix, name), files[name]) for name in files}
+        return {name: put.result() for name, put in puts.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, those not begun; waits for the others
+
+
+def _remove(backend: Backend, keys: list[str]) -> None:
+    """Take back what was stored; what cannot be deleted now is named in the log, and the first error stays the one."""
+    for number, key in enumerate(keys):
+        try:
+            backend.objects.delete(key)
+        except CffaError:
+            _log.exception("%d objects of a refused upload are still stored: %s ...", len(keys) - number, key)
+            return
 
 
 def _id_of(owner: str, key: str) -> str:
@@ -237,7 +242,7 @@ def list_dataset_pairs(
     """Pairs as they were taken in, with signed links to both images."""
     dataset = backend.store.get_dataset(owner, dataset_id)
     try:
-        pairs = json.loads(backend.objects.get_bytes(dataset.stored.files["dataset.json"].key))["pairs"]
+        pairs = json.loads(read_verified(backend.objects, dataset.stored.files["dataset.json"]))["pairs"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"the index of data set {dataset_id} is not readable") from error
     first = offset_of(page_token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,19 +14,22 @@ REF = "#/components/schemas/{model}"
 _FRAMEWORK_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, *, open_paths: Collection[str] | None) -> None:
     """Make ``app`` describe itself with :func:`describe`; the document is built once, when first asked for."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = describe(app)
+            app.openapi_schema = describe(app, open_paths=open_paths)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """Build the document: FastAPI's own validation errors become problems, whose schema is added."""
+def describe(app: FastAPI, *, open_paths: Collection[str] | None) -> dict[str, Any]:
+    """Build the document: FastAPI's own validation errors become problems, whose schema is added.
+
+    ``open_paths`` are those that need no key; None where no path needs one.
+    """
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -43,4 +47,15 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for operation in item.values():
             if "422" in operation["responses"]:
                 operation["responses"]["422"] = documented(422)[422]
+    if open_paths is not None:
+        _require_key(document, open_paths)
     return document
+
+
+def _require_key(document: dict[str, Any], open_paths: Collection[str]) -> None:
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, item in document["paths"].items():
+        if path not in open_paths:
+            for operation in item.values():
+                operation["security"] = [{"key": []}]
+                operation["responses"]["401"] = documented(401)[401]

@@ -10,32 +10,37 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from cffa_core.errors import CffaError, Problem, StorageUnavailable
+from cffa_core.errors import CffaError, Problem, RecordOutdated, StorageUnavailable
+from cffa_core.jobs.records import LIVE_WORKER_SECONDS
 from cffa_core.jobs.spec import Kind
 from services.api.access import Backend, Owner, TheBackend
 from services.api.problems import documented
 from services.api.schemas import Live, Ready
 
-LIVE_WORKER_SECONDS = 60.0
 router = APIRouter(tags=["service"])
 _log = logging.getLogger("cffa.api")
 
 
 class KindLoad(BaseModel):
-    """Load of one kind of job."""
+    """Load of one kind of job; ``oldest_seconds`` is how long the unit that waits longest has waited."""
 
     queued_jobs: int
     active_jobs: int
     waiting_units: int
     running_units: int
+    oldest_seconds: float
 
 
 class QueueView(BaseModel):
-    """Jobs that wait and run, in all and by kind, and the number of live workers."""
+    """Jobs that wait and run, in all and by kind, and the number of live workers.
+
+    ``owner_running_units`` is how many units of one owner run at a time; null means any number.
+    """
 
     waiting: int
     running: int
     workers: int
+    owner_running_units: int | None
     kinds: dict[Kind, KindLoad]
 
 
@@ -72,7 +77,12 @@ def readyz(backend: TheBackend) -> Ready:
 
 def _record(backend: Backend) -> Problem | None:
     try:
+        if backend.settings.mode == "cluster":
+            backend.store.require_schema()
         backend.store.ping()
+    except RecordOutdated as error:
+        _log.error("not ready: %s", error.message)
+        return Problem("record", error.code, "the record is not set up for this version of the service yet")
     except CffaError as error:
         _log.exception("not ready: the record")
         return Problem("record", error.code, "the record does not answer")
@@ -93,19 +103,22 @@ def _storage(backend: Backend) -> Problem | None:
 @router.get("/v1/queue", operation_id="getQueue", summary="What waits and runs", responses=documented(503))
 def get_queue(backend: TheBackend, owner: Owner) -> QueueView:
     """Load of the whole service, not only of one owner."""
+    load = backend.store.load()
     kinds = {
         kind: KindLoad(
-            queued_jobs=load.queued_jobs,
-            active_jobs=load.active_jobs,
-            waiting_units=load.waiting_units,
-            running_units=load.running_units,
+            queued_jobs=counts.queued_jobs,
+            active_jobs=counts.active_jobs,
+            waiting_units=counts.waiting_units,
+            running_units=counts.running_units,
+            oldest_seconds=round(load.oldest_seconds.get(kind, 0.0), 1),
         )
-        for kind, load in backend.store.queue_summary().items()
+        for kind, counts in backend.store.queue_summary().items()
     }
     return QueueView(
-        waiting=sum(load.queued_jobs for load in kinds.values()),
-        running=sum(load.active_jobs for load in kinds.values()),
-        workers=len(backend.store.list_workers(seen_within=LIVE_WORKER_SECONDS)),
+        waiting=sum(counts.queued_jobs for counts in kinds.values()),
+        running=sum(counts.active_jobs for counts in kinds.values()),
+        workers=load.workers,
+        owner_running_units=backend.settings.owner_running_units or None,
         kinds=kinds,
     )
 

@@ -65,7 +65,9 @@ def post_generation_job(
 def _create(backend: Backend, owner: str, spec: JobSpec, priority: int, key: str | None) -> Response:
     job, created = backend.store.create_job(owner, spec, priority=priority, idempotency_key=key)
     headers = {"Location": f"/v1/jobs/{job.id}"}
-    if not created:
+    if created:
+        backend.delivery.announce(job)
+    else:
         headers["Idempotency-Replayed"] = "true"
     return _answer(job, status=202, headers=headers)
 
@@ -148,12 +150,17 @@ def pause_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
 
 @_post_action("resume", "Resume a paused job", "It goes on where it stopped.")
 def resume_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
-    return _answer(backend.store.resume_job(owner, job_id))
+    return _queued(backend, backend.store.resume_job(owner, job_id))
 
 
 @_post_action("retry", "Retry a failed or canceled job", "Finished parts and checkpoints are kept; the rest is queued.")
 def retry_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
-    return _answer(backend.store.retry_job(owner, job_id))
+    return _queued(backend, backend.store.retry_job(owner, job_id))
+
+
+def _queued(backend: Backend, job: Job) -> Response:
+    backend.delivery.announce(job)
+    return _answer(job)
 
 
 @router.delete(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from typing import Any, BinaryIO, Literal
 
@@ -11,6 +13,7 @@ from cffa_core.errors import Conflict, CorruptArtifact, Gone, NotFound, Problem
 from cffa_core.jobs.records import Job, Part
 from cffa_core.jobs.spec import GenerationSpec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
+from cffa_core.storage.manifest import read_verified
 from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import Answers, documented
@@ -63,13 +66,17 @@ def get_pair(job_id: JobId, index: int, backend: TheBackend, owner: Owner) -> Pa
 def get_image(
     request: Request, job_id: JobId, index: int, modality: Literal["cf", "fa"], backend: TheBackend, owner: Owner
 ) -> Response:
-    """The PNG as it stands in the archive; supports Range, its ETag is its SHA-256."""
+    """The PNG as it stands in the archive; supports Range, its ETag is its SHA-256. It is checked before it is sent."""
     _, part, raw = _find(backend, owner, job_id, index)
     entry = raw[modality]
     archive = part.stored.files["pairs.zip"]
 
     def opened(start: int, length: int) -> BinaryIO:
-        return backend.objects.open(archive.key, int(entry["offset"]) + start, length)
+        with backend.objects.open(archive.key, int(entry["offset"]), int(entry["size"])) as stream:
+            image = stream.read()
+        if hashlib.sha256(image).hexdigest() != entry["sha256"]:
+            raise CorruptArtifact(f"image {entry['name']} of part {part.index} does not match its recorded sha256")
+        return io.BytesIO(image[start : start + length])
 
     return serve(
         request,
@@ -115,7 +122,7 @@ def pairs_of(backend: Backend, part: Part) -> list[dict[str, Any]]:
     """The pairs of a finished part, as its ``part.json`` lists them; raises ``CorruptArtifact``."""
     info = part.stored.files["part.json"]
     try:
-        pairs = json.loads(backend.objects.get_bytes(info.key))["pairs"]
+        pairs = json.loads(read_verified(backend.objects, info))["pairs"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"the index of part {part.index} is not readable") from error
     return sorted(pairs, key=lambda pair: int(pair["index"]))

@@ -30,6 +30,7 @@ from cffa_core.errors import (
     NotFound,
     NumericsMismatch,
     Problem,
+    RecordOutdated,
     StorageUnavailable,
 )
 
@@ -43,6 +44,12 @@ class BadRequest(CffaError):
     """The request itself is malformed: no JSON, no multipart, a token that is none."""
 
     code = "bad_request"
+
+
+class Unauthorized(CffaError):
+    """The request carries no key of this service."""
+
+    code = "unauthorized"
 
 
 class Forbidden(CffaError):
@@ -69,6 +76,7 @@ class RangeNotSatisfiable(CffaError):
 
 _STATUS: dict[type[CffaError], int] = {
     BadRequest: 400,
+    Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
@@ -88,6 +96,7 @@ _STATUS: dict[type[CffaError], int] = {
 UNEXPECTED = "an unexpected error; the server's log has it under this request_id"
 _QUIET: dict[type[CffaError], str] = {
     StorageUnavailable: "the record or the object store refused a read or a write; the server's log says why",
+    RecordOutdated: "the record is not set up for this version of the service yet",
     CorruptArtifact: "stored bytes are not what the record says; nothing was sent, the server's log says which",
 }
 _HTTP_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allowed", 413: PayloadTooLarge.code}
@@ -197,6 +206,8 @@ def from_typed(request: Request, error: CffaError) -> JSONResponse:
     headers: dict[str, str] = {}
     if error.retryable:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="cffa"'
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     return response(

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -23,9 +23,9 @@ from services.api import problems
 
 UPLOAD_PATHS = frozenset({"/v1/datasets"})
 MAX_JSON_BYTES = 1 << 20
-# The page may load itself and nothing else; blob: is how it shows images it fetched.
+# The page may load itself and nothing else; blob: is how it shows what it fetched with a key.
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 SECURITY_HEADERS = {
@@ -45,12 +45,22 @@ class RequestLog:
 
     ``hosts`` are the names under which the API may be addressed (None: any). It is checked because a keyless API on
     loopback is otherwise open to every web page in the same browser: by DNS rebinding (the Host header) and by forged
-    cross-site posts (the Origin header).
+    cross-site posts (the Origin header), which ``foreign_pages`` lets through. ``on_answer`` hears of each answer:
+    method, template of the route (``none`` if there is no such route), status, seconds until it was sent whole.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str] | None,
+        foreign_pages: bool,
+        on_answer: Callable[[str, str, int, float], None],
+    ) -> None:
         self._app = app
         self._hosts = hosts
+        self._foreign_pages = foreign_pages
+        self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,6 +97,9 @@ class RequestLog:
                 raise
             await problems.unexpected(request)(scope, receive, sending)
         finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "none")
+            self._on_answer(scope["method"], route, seen.status or 499, seconds)
             _access.info(
                 json.dumps(
                     {
@@ -96,7 +109,7 @@ class RequestLog:
                         "path": _without_secrets(scope["path"]),
                         "status": seen.status,
                         "sent_bytes": seen.sent,
-                        "ms": round((time.perf_counter() - began) * 1000, 1),
+                        "ms": round(seconds * 1000, 1),
                         "client": scope["client"][0] if scope.get("client") else None,
                     }
                 )
@@ -105,7 +118,7 @@ class RequestLog:
     def _refused(self, method: str, headers: Headers) -> problems.Forbidden | None:
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
             return problems.Forbidden("this API does not answer under that host name; set CFFA_PUBLIC_URL to add one")
-        if method in _SAFE_METHODS:
+        if method in _SAFE_METHODS or self._foreign_pages:
             return None
         origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")

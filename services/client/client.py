@@ -21,7 +21,7 @@ from cffa_core.jobs.spec import GenerateSettings, Kind, TrainSettings
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
 from services.client.problems import ServiceUnreachable
-from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Resource
+from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Queue, Resource
 from services.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8008"
@@ -198,6 +198,10 @@ class CffaClient:
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its products; raises ``Conflict`` while it is not terminal."""
         self._transport.sent(lambda: self._http.delete(f"/v1/jobs/{job_id}"), repeatable=False)
+
+    def queue(self) -> Queue:
+        """What waits and runs in the whole service, and how many workers live."""
+        return self._get("/v1/queue", Queue)
 
     # Products
 

@@ -1,7 +1,8 @@
 """The main job, end to end, as a team would run it: data set, training, generation, verified archive, contact sheet.
 
-Everything goes over HTTP to servers that are started here and stopped at the end; nothing reaches into them. Says in
-plain words what it does on standard error; the last line, on standard output, is one JSON object.
+Everything goes over HTTP: to servers that are started here and stopped at the end, or to a service that runs already.
+Nothing reaches into them. Says in plain words what it does on standard error; the last line, on standard output, is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,10 +51,13 @@ class DemoFailed(CffaError):
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """What the demo does. Without ``data`` (folder or zip) it draws pairs, without ``out`` it makes a new folder."""
+    """What the demo does. Without ``data`` (folder or zip) it draws pairs, without ``out`` it makes a new folder,
+    without ``url`` it starts a service of its own on ``port``."""
 
     data: Path | None = None
     out: Path | None = None
+    url: str = ""
+    api_key: str = field(default="", repr=False)
     port: int = 0
     pairs: int = 8
     resolution: int = 512
@@ -94,13 +98,28 @@ class DemoPlan:
 def run_demo(plan: DemoPlan, say: Say, on_progress: OnProgress) -> dict[str, Any]:
     """Run the demo; returns the report that is its last line.
 
-    Stops its servers whatever happens, also on Ctrl-C and SIGTERM. Raises ``DemoFailed`` and every error on the way.
+    Stops its servers whatever happens, also on Ctrl-C and SIGTERM; on a service that ran before, it cancels its job.
+    Raises ``DemoFailed`` and every error on the way.
     """
     began = time.monotonic()
     out = (plan.out or Path(tempfile.mkdtemp(prefix="cffa-demo-"))).resolve()
     out.mkdir(parents=True, exist_ok=True)
     say(f"[1/6] Pairs to learn from. Results go to {out}")
     data = plan.data or _procedural_pairs(plan, out / "procedural-pairs", say, on_progress)
+    # Ctrl-C works even where the starter had it ignored, as shells do for commands in the background.
+    handlers = {signal.SIGTERM: _end, signal.SIGINT: signal.default_int_handler}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        run = _on_running_service if plan.url else _on_own_service
+        report = run(plan, data, out, say, on_progress)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    url = report.pop("url")
+    return {**report, "seconds": round(time.monotonic() - began, 1), "url": url}
+
+
+def _on_own_service(plan: DemoPlan, data: Path, out: Path, say: Say, on_progress: OnProgress) -> dict[str, Any]:
     servers = Servers(
         out / "home",
         port=plan.port,
@@ -110,33 +129,34 @@ def run_demo(plan: DemoPlan, say: Say, on_progress: OnProgress) -> dict[str, Any
         give_up=4,
     )
     say("[2/6] Starting the service on this machine: an API and a worker")
-    # Ctrl-C works even where the starter had it ignored, as shells do for commands in the background.
-    handlers = {signal.SIGTERM: _end, signal.SIGINT: signal.default_int_handler}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        with servers, CffaClient(servers.url) as client:
-            try:
-                servers.wait_ready()
-                say(f"      it is at {servers.url} while the demo runs")
-                _cancel_leftovers(client, say)
-                report = _work(plan, client, servers, data, out, say, on_progress)
-            except (KeyboardInterrupt, SystemExit):
-                say("interrupted: stopping the service")
-                raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    seconds = round(time.monotonic() - began, 1)
-    say(f"      done in {seconds:.0f} s; the service is stopped")
+    with servers, CffaClient(servers.url) as client:
+        try:
+            servers.wait_ready()
+            say(f"      it is at {servers.url} while the demo runs")
+            _cancel_leftovers(client, say)
+            report = _work(plan, client, servers, data, out, say, on_progress)
+        except (KeyboardInterrupt, SystemExit):
+            say("interrupted: stopping the service")
+            raise
+    say("      done; the service is stopped")
     say(f"      look at it again with: cffa serve --home {out / 'home'}")
-    url = report.pop("url")
-    return {**report, "seconds": seconds, "url": url}
+    return report
+
+
+def _on_running_service(plan: DemoPlan, data: Path, out: Path, say: Say, on_progress: OnProgress) -> dict[str, Any]:
+    with CffaClient(plan.url, api_key=plan.api_key or None) as client:
+        say(f"[2/6] Using the service at {client.base_url}")
+        queue = client.queue()
+        say(f"      {queue.workers} worker(s), {queue.waiting} job(s) waiting, {queue.running} running")
+        if not queue.workers:
+            say("      note: no worker is there now; the jobs wait until one is")
+        return _work(plan, client, None, data, out, say, on_progress)
 
 
 def _work(
     plan: DemoPlan,
     client: CffaClient,
-    servers: Servers,
+    servers: Servers | None,
     data: Path,
     out: Path,
     say: Say,
@@ -153,7 +173,7 @@ def _work(
 
     say(f"[4/6] Training job: dual_unet on the base `{plan.base}`, {plan.steps} steps at {plan.resolution} px")
     training = client.submit_training(dataset.id, plan.training())
-    _follow(client, servers, training, on_progress)
+    _follow(client, servers, training, say, on_progress)
     model = client.model_of(training.id)
     say(f"      model {model.id}")
 
@@ -164,7 +184,7 @@ def _work(
         f"{sampler.scheduler}, {sampler.initial_noise} initial noise"
     )
     generation = client.submit_generation(model.id, settings)
-    _follow(client, servers, generation, on_progress)
+    _follow(client, servers, generation, say, on_progress)
 
     say("[6/6] Downloading the archive, checking every SHA-256 of its manifest, drawing the contact sheet")
     path = out / "pairs.zip"
@@ -194,15 +214,23 @@ def _procedural_pairs(plan: DemoPlan, folder: Path, say: Say, on_progress: OnPro
     return folder
 
 
-def _follow(client: CffaClient, servers: Servers, posted: Job, on_progress: OnProgress) -> None:
+def _follow(client: CffaClient, servers: Servers | None, posted: Job, say: Say, on_progress: OnProgress) -> None:
     """Draw a job's progress to its end; raises :class:`DemoFailed` unless it succeeds."""
-    for job in client.watch(posted.id):
-        servers.check()
-        if job.progress.total:
-            on_progress(f"{job.kind}: {job.progress.stage}", job.progress.current, job.progress.total)
+    try:
+        for job in client.watch(posted.id):
+            if servers is not None:
+                servers.check()
+            if job.progress.total:
+                on_progress(f"{job.kind}: {job.progress.stage}", job.progress.current, job.progress.total)
+    except (KeyboardInterrupt, SystemExit):
+        if servers is None:  # others use this service: what nobody waits for any more must not keep them waiting
+            say(f"interrupted: cancelling job {posted.id}")
+            client.cancel(posted.id)
+        raise
     if job.state != "succeeded":
         why = (job.error or {}).get("message") or job.reason or "no reason given"
-        raise DemoFailed(f"the {job.kind} job is {job.state}: {why}\n{_log_tail(servers, 'worker')}")
+        tail = "" if servers is None else f"\n{_log_tail(servers, 'worker')}"
+        raise DemoFailed(f"the {job.kind} job is {job.state}: {why}{tail}")
 
 
 def _cancel_leftovers(client: CffaClient, say: Say) -> None:

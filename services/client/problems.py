@@ -56,6 +56,12 @@ class ServiceUnreachable(CffaError):
     retryable = True
 
 
+class ApiUnauthorized(ApiError):
+    """401: the service wants a key, or another one."""
+
+    code = "unauthorized"
+
+
 class ApiNotFound(ApiError, NotFound):
     """404."""
 
@@ -101,6 +107,7 @@ class ApiStorageUnavailable(ApiError, StorageUnavailable):
 _BY_CODE: dict[str, type[ApiError]] = {
     kind.code: kind
     for kind in (
+        ApiUnauthorized,
         ApiNotFound,
         ApiConflict,
         ApiGone,
@@ -121,6 +128,8 @@ def from_response(response: httpx.Response) -> ApiError:
         document = {}
     code = str(document.get("code", f"http_{response.status_code}"))
     message = str(document.get("detail") or document.get("title") or f"HTTP {response.status_code}")
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        message += "; give it with CFFA_API_KEY_FILE, CFFA_API_KEY or --api-key"
     problems = tuple(
         Problem(str(item.get("pointer", "")), str(item.get("code", "")), str(item.get("message", "")))
         for item in document.get("errors", [])

@@ -83,6 +83,14 @@ class Model(Resource):
     created_at: datetime
 
 
+class Queue(Resource):
+    """Load of the whole service: jobs that wait and run, live workers."""
+
+    waiting: int
+    running: int
+    workers: int
+
+
 class Archive(Resource):
     """A zip to download; ``number`` is the part it holds, None for the archive of the whole job."""
 

@@ -1,7 +1,7 @@
-"""The embedded service as child processes: one API, one or more workers, kept alive and stopped together.
+"""The service's own processes as children: one API, one or more workers, kept alive and stopped together.
 
-``cffa serve`` and ``cffa demo`` both run on this. It starts processes by module name, watches and restarts them, and
-ends only what it started; it knows nothing of jobs, HTTP routes or the record.
+``cffa serve``, ``cffa demo`` and a cluster without containers run on this. It starts processes by module name, watches
+and restarts them, and ends only what it started; it knows nothing of jobs, HTTP routes, the record or other servers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Literal, Self
 
 from cffa_core.errors import CffaError
 
@@ -69,6 +69,7 @@ class Child:
     name: str
     module: str
     log: Path | None
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0
@@ -76,7 +77,10 @@ class Child:
     codes: list[int] = field(default_factory=list)
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """Start the process on a leash (see :mod:`services.client.leash`), in a process group of its own."""
+        """Start the process on a leash (see :mod:`services.client.leash`), in a process group of its own.
+
+        What the child has of its own goes over ``environment``.
+        """
         out: int | IO[bytes] = 2
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +91,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
-                env=dict(environment),
+                env={**environment, **self.environment},
                 start_new_session=True,
             )
         finally:
@@ -117,10 +121,11 @@ class Child:
 class Servers:
     """API and workers of one home folder; use as a context manager, or ``start`` ... ``stop``.
 
-    ``on_event(name, text)`` hears of deaths and restarts. With ``logs`` the children write ``NAME.log`` there,
-    otherwise to this process's standard error. A child that dies is restarted after 0.5 s, 1 s, 2 s ... 30 s; after
-    ``give_up`` deaths in a row (none of them after a steady minute), or when it refuses to start, :meth:`check` raises
-    :class:`ServerDied`.
+    The children inherit this environment, over it ``environment``, and each worker over that what
+    ``worker_environment(n)`` gives for n = 1, 2, ... ``on_event(name, text)`` hears of deaths and restarts. With
+    ``logs`` the children write ``NAME.log`` there, otherwise to this process's standard error. A child that dies is
+    restarted after 0.5 s, 1 s, 2 s ... 30 s; after ``give_up`` deaths in a row (none of them after a steady minute),
+    or when it refuses to start, :meth:`check` raises :class:`ServerDied`.
     """
 
     def __init__(
@@ -130,8 +135,10 @@ class Servers:
         host: str = "127.0.0.1",
         port: int = 0,
         workers: int = 1,
+        mode: Literal["embedded", "cluster"] = "embedded",
         logs: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        worker_environment: Callable[[int], Mapping[str, str]] | None = None,
         on_event: Callable[[str, str], None] | None = None,
         give_up: int = 8,
         grace_seconds: float = 15.0,
@@ -139,15 +146,18 @@ class Servers:
         self.home = home.resolve()
         self.host = host
         self.port = port
-        self._logs = logs
+        self._mode = mode
         self._extra = dict(environment or {})
         self._on_event = on_event or (lambda name, text: None)
         self._give_up = give_up
         self._grace = grace_seconds
-        names = [("api", "services.api")] + [
-            ("worker" if workers == 1 else f"worker-{n}", "services.worker") for n in range(1, workers + 1)
+        names: list[tuple[str, str, Mapping[str, str]]] = [("api", "services.api", {})]
+        for n in range(1, workers + 1):
+            own = worker_environment(n) if worker_environment else {}
+            names.append(("worker" if workers == 1 else f"worker-{n}", "services.worker", own))
+        self.children = [
+            Child(name, module, logs / f"{name}.log" if logs else None, dict(own)) for name, module, own in names
         ]
-        self.children = [Child(name, module, logs / f"{name}.log" if logs else None) for name, module in names]
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._failure: ServerDied | None = None
@@ -164,7 +174,7 @@ class Servers:
     def environment(self) -> dict[str, str]:
         """Environment of the children: this one's, with home, host and port made explicit."""
         own = {
-            "CFFA_MODE": "embedded",
+            "CFFA_MODE": self._mode,
             "CFFA_HOME": str(self.home),
             "CFFA_HOST": self.host,
             "CFFA_PORT": str(self.port),

@@ -1,4 +1,5 @@
-// The page over the API: lists, progress and the pair viewer. Everything shown is text or an image URL of this server.
+// The page over the API: lists, progress and the pair viewer. Everything shown is text or an image of this server.
+// A service with keys answers 401; then the page asks for one, keeps it in sessionStorage and sends it with every fetch.
 
 const byId = (id) => document.getElementById(id);
 const POLL_MS = 2000;
@@ -10,11 +11,75 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+const KEY = "cffa-key";
+let asking = null;
+
+function askForKey(detail) {
+  asking ??= new Promise((given) => {
+    const dialog = byId("key-dialog");
+    byId("key-hint").textContent = `${detail}. It is kept in this tab until it is closed.`;
+    dialog.addEventListener("close", () => {
+      const key = byId("key").value.trim();
+      byId("key").value = "";
+      if (key) sessionStorage.setItem(KEY, key);
+      asking = null;
+      given();
+    }, { once: true });
+    dialog.showModal();
+  });
+  return asking;
+}
+
+async function send(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { Accept: "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const answer = await fetch(path, { ...options, headers });
+    if (answer.status !== 401) return answer;
+    // Another request may have asked, and got a new key, while this one was on its way.
+    if (key === sessionStorage.getItem(KEY)) await askForKey(key ? "This key is not accepted" : "This service wants a key");
+  }
+}
+
 async function get(path) {
-  const answer = await fetch(path, { headers: { Accept: "application/json" } });
+  const answer = await send(path);
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail ?? answer.statusText);
   return body;
+}
+
+// An <img> sends no key, so with one the image is fetched and shown from memory. Made once per image, in order of need.
+const images = new Map();
+
+async function showImage(image, url) {
+  image.dataset.url = url;
+  if (!sessionStorage.getItem(KEY)) { image.src = url; return; }
+  if (!images.has(url)) images.set(url, send(url).then((answer) => answer.ok ? answer.blob() : null)
+    .then((blob) => blob && URL.createObjectURL(blob)));
+  const shown = await images.get(url);
+  if (shown && image.dataset.url === url) image.src = shown;
+}
+
+function forgetImages() {
+  for (const made of images.values()) made.then((url) => url && URL.revokeObjectURL(url));
+  images.clear();
+}
+
+const inView = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) if (isIntersecting) {
+    inView.unobserve(target);
+    showImage(target, target.dataset.url);
+  }
+}, { rootMargin: "400px" });
+
+async function showDocument(title, path) {
+  try {
+    byId("document-text").textContent = JSON.stringify(await get(path), null, 2);
+  } catch (error) {
+    byId("document-text").textContent = error.message;
+  }
+  byId("document-title").textContent = title;
+  byId("document").showModal();
 }
 
 const ago = (time) => {
@@ -33,7 +98,7 @@ function replaceCards(list, cards, empty) {
 }
 
 async function act(job, verb) {
-  const answer = await fetch(`v1/jobs/${job.id}:${verb}`, { method: "POST" });
+  const answer = await send(`v1/jobs/${job.id}:${verb}`, { method: "POST" });
   if (!answer.ok) alert((await answer.json()).detail);
   await refresh();
 }
@@ -70,22 +135,30 @@ function jobCard(job) {
 const datasetCard = (dataset) => element("li", { className: "card" },
   element("div", { className: "row" }, element("strong", { textContent: dataset.name }), `${dataset.pairs} pairs`,
     element("span", { className: "soft end", textContent: ago(dataset.created_at) })), element("code", { textContent: dataset.id }),
-  " ", element("a", { href: `v1/datasets/${dataset.id}/report`, textContent: "report" }));
+  " ", element("button", { type: "button", textContent: "Report",
+    onclick: () => showDocument(`Report of ${dataset.name}`, `v1/datasets/${dataset.id}/report`) }));
 
 const modelCard = (model) => element("li", { className: "card" },
   element("div", { className: "row" }, element("strong", { textContent: model.method ?? "model" }),
     `on ${model.base ?? "?"}, step ${model.step ?? "?"}`,
     element("span", { className: "soft end", textContent: ago(model.created_at) })),
-  element("code", { textContent: model.id }), " ", element("a", { href: `v1/models/${model.id}/card`, textContent: "card" }));
+  element("code", { textContent: model.id }), " ", element("button", { type: "button", textContent: "Card",
+    onclick: () => showDocument(`Card of ${model.id}`, `v1/models/${model.id}/card`) }));
 
 function pairButton(pair, at) {
-  const image = (file, alt) => element("img", { src: file.url, alt: `${alt} of pair ${pair.index}`, loading: "lazy" });
+  const image = (file, alt) => {
+    const made = element("img", { alt: `${alt} of pair ${pair.index}` });
+    made.dataset.url = file.url;
+    inView.observe(made);
+    return made;
+  };
   return element("li", {}, element("button", { type: "button", className: "pair", onclick: () => open(at) },
     image(pair.cf, "CF"), image(pair.fa, "FA"), element("span", { className: "soft", textContent: `Pair ${pair.index}` })));
 }
 
 async function choose(job) {
   Object.assign(view, { job, pairs: [], next: null });
+  forgetImages();
   byId("pairs-title").textContent = `Pairs of ${job}`;
   byId("pairs").replaceChildren();
   byId("pairs-section").hidden = false;
@@ -116,8 +189,8 @@ function open(at) {
   if (!pair) return;
   view.at = at;
   byId("viewer-title").textContent = `Pair ${pair.index}, seed ${pair.seed}`;
-  byId("stage-cf").src = pair.cf.url;
-  byId("stage-fa").src = pair.fa.url;
+  showImage(byId("stage-cf"), pair.cf.url);
+  showImage(byId("stage-fa"), pair.fa.url);
   byId("previous").disabled = at === 0;
   byId("next").disabled = at === view.pairs.length - 1;
   if (!byId("viewer").open) byId("viewer").showModal();

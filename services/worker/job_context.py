@@ -7,11 +7,13 @@ reads or writes the record.
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cffa_core.errors import Cancelled, LeaseLost
+from cffa_core.errors import Cancelled, CffaError, CorruptArtifact, LeaseLost, NotFound
 from cffa_core.jobs.records import StoredFiles
 from cffa_core.storage.base import ObjectStore, checkpoint_key, part_key
 from cffa_core.storage.manifest import publish_folder
@@ -21,6 +23,8 @@ from services.worker.scratch import fetch_each
 
 BEAT_SECONDS = 0.5
 METRICS_PER_BEAT = 500
+
+log = logging.getLogger("cffa.child")
 
 
 class UnitContext:
@@ -51,7 +55,7 @@ class UnitContext:
 
     def flush(self) -> None:
         """Send what is kept, now."""
-        self._channel.send(self._beat.model_copy(update={"metrics": tuple(self._metrics)}))
+        self._channel.send(self._beat.model_copy(update={"metrics": tuple(self._metrics), "gpu_memory": gpu_memory()}))
         self._metrics.clear()
         self._sent = time.monotonic()
 
@@ -79,11 +83,31 @@ class UnitContext:
             self._objects.delete(key)
 
     def latest_checkpoint(self) -> Path | None:
-        """Fetch and verify the checkpoint that the order names; raises ``CorruptArtifact`` if its bytes changed."""
-        if self._order.checkpoint is None:
-            return None
-        step, stored = self._order.checkpoint
-        folder = Path(self._order.folder) / f"checkpoint-{step:08d}"
-        folder.mkdir(exist_ok=True)
-        fetch_each(self._objects, stored, folder, lambda done, total: self.progress("checkpoint", done, total))
-        return folder
+        """Fetch and verify the newest recorded checkpoint whose bytes are intact.
+
+        A damaged one costs the steps since the one before it; raises ``CorruptArtifact`` if none of them is good.
+        """
+        damaged: CffaError | None = None
+        for step, stored in self._order.checkpoints:
+            folder = Path(self._order.folder) / f"checkpoint-{step:08d}"
+            folder.mkdir(exist_ok=True)
+            try:
+                fetch_each(self._objects, stored, folder, lambda done, total: self.progress("checkpoint", done, total))
+            except (CorruptArtifact, NotFound) as error:
+                log.warning("the checkpoint of step %d is damaged: %s", step, error.message)
+                damaged = damaged or error
+            else:
+                return folder
+        if damaged is not None:
+            raise CorruptArtifact(f"no checkpoint of the job is intact; the newest: {damaged.message}") from damaged
+        return None
+
+
+def gpu_memory() -> int:
+    """Bytes that this process has reserved on its GPU; 0 without one. Imports nothing: a unit may not compute."""
+    torch = sys.modules.get("torch")
+    # Another thread may be importing it just now.
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not hasattr(cuda, "is_initialized") or not cuda.is_initialized():
+        return 0
+    return int(cuda.memory_reserved())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cffa_core.jobs.records import Claim, StoredFiles
+from cffa_core.jobs.records import Checkpoint, Claim, StoredFiles
 from cffa_core.jobs.spec import TrainingSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.jobs.store import JobStore
@@ -19,6 +19,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
     """The order for ``claim``, with a fresh scratch folder; raises ``NotFound`` if an input was removed."""
     inputs: dict[str, StoredFiles] = {}
     facts: dict[str, Any] = {}
+    recorded: list[Checkpoint] = []
     if isinstance(claim.spec, TrainingSpec):
         if claim.kind is UnitKind.TRAIN:
             inputs["dataset"] = store.get_dataset(claim.owner, claim.spec.dataset_id).stored
@@ -34,7 +35,6 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
             inputs["model"] = model.stored
         else:
             inputs["parts"] = _part_archives(store, claim)
-    checkpoint = claim.checkpoint
     return WorkOrder(
         settings=settings_for_child(settings),
         job_id=claim.job_id,
@@ -43,7 +43,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
         attempt=claim.attempt,
         spec=claim.spec,
         numerics_key=claim.numerics_key,
-        checkpoint=(checkpoint.step, checkpoint.stored) if checkpoint is not None else None,
+        checkpoints=tuple((saved.step, saved.stored) for saved in reversed(recorded)),
         inputs=inputs,
         facts=facts,
         folder=str(scratch.unit_folder(claim.unit_id, claim.attempt).resolve()),

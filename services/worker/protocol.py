@@ -34,8 +34,9 @@ class Message(BaseModel):
 class WorkOrder(Message):
     """One claimed unit. ``inputs`` are groups of stored files by role: ``dataset``, ``model``, ``train`` or ``parts``.
 
-    ``facts`` are plain values from the record that the unit needs, e.g. ``model_digest``. ``checkpoint`` is the step
-    and the files to resume from. ``folder`` is this attempt's scratch folder, ``cache`` the machine's shared one.
+    ``facts`` are plain values from the record that the unit needs, e.g. ``model_digest``. ``checkpoints`` are the
+    steps and files to resume from, best first: each stands in for the one before it should its bytes be damaged.
+    ``folder`` is this attempt's scratch folder, ``cache`` the machine's shared one.
     """
 
     type: Literal["order"] = "order"
@@ -46,7 +47,7 @@ class WorkOrder(Message):
     attempt: int
     spec: JobSpec
     numerics_key: str | None
-    checkpoint: tuple[int, StoredFiles] | None
+    checkpoints: tuple[tuple[int, StoredFiles], ...]
     inputs: dict[str, StoredFiles]
     facts: dict[str, Any]
     folder: str
@@ -81,7 +82,10 @@ class Ready(Message):
 
 
 class Beat(Message):
-    """A sign of life: how many steps the child has counted since the order, how far it is, metrics since the last."""
+    """A sign of life: how many steps the child has counted since the order, how far it is, metrics since the last.
+
+    ``gpu_memory`` are the bytes that the child has reserved on its GPU; 0 without one.
+    """
 
     type: Literal["beat"] = "beat"
     steps: int
@@ -89,6 +93,7 @@ class Beat(Message):
     current: int
     total: int
     metrics: tuple[tuple[int, dict[str, float]], ...] = ()
+    gpu_memory: int = 0
 
 
 class CheckpointSaved(Message):

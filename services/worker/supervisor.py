@@ -22,6 +22,7 @@ from cffa_core.settings import Settings
 from services.worker.child_process import ChildProcess
 from services.worker.lease_guard import LeaseGuard
 from services.worker.live_unit import LiveUnit, Outcome
+from services.worker.metrics import WorkerMetrics
 from services.worker.orders import order_for
 from services.worker.protocol import Answer, Beat, CheckpointSaved, Done, Failed, Ready, Report, Stop, Stopped
 from services.worker.scratch import Scratch
@@ -56,6 +57,7 @@ class Supervisor:
         threads: int,
         child_command: Sequence[str] = CHILD_COMMAND,
         on_tick: Callable[[], None] = lambda: None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -63,6 +65,7 @@ class Supervisor:
         self._threads = threads
         self._command = child_command
         self._on_tick = on_tick
+        self._metrics = metrics or WorkerMetrics()
         self._child: ChildProcess | None = None
         self._stop = threading.Event()
         self._versions: str | None = None
@@ -71,6 +74,11 @@ class Supervisor:
     def warm_job(self) -> str | None:
         """The job whose model the child has loaded."""
         return self._child.job_id if self._child is not None and self._child.usable else None
+
+    @property
+    def versions(self) -> str | None:
+        """The beginning of this worker's numerics keys (device, its model, library versions), once a child told it."""
+        return self._versions
 
     def stop(self) -> None:
         """Leave the unit in hand at its next safe point and give it back."""
@@ -81,6 +89,7 @@ class Supervisor:
         if self._child is not None:
             self._child.close()
             self._child = None
+            self._metrics.child_gone()
 
     def work(self, claim: Claim, claimed: float) -> Outcome:
         """Do one claimed unit, however it ends; never raises for what a unit or the record does.
@@ -125,6 +134,7 @@ class Supervisor:
                 unit.steps, unit.moved = report.steps, time.monotonic()
             unit.progress = Progress(report.stage, report.current, report.total)
             unit.metrics.extend(report.metrics)
+            self._metrics.heard(unit.claim, report)
         elif isinstance(report, Ready):
             self._pin(unit, report)
         elif isinstance(report, CheckpointSaved):
@@ -311,3 +321,4 @@ class Supervisor:
         if self._child is not None:
             self._child.kill()
             self._child = None
+            self._metrics.child_gone()

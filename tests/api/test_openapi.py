@@ -50,6 +50,7 @@ ROUTES = {
     ("get", "/v1/workers"),
     ("get", "/livez"),
     ("get", "/readyz"),
+    ("get", "/metrics"),
 }
 
 

@@ -167,11 +167,6 @@ def test_the_public_address_is_answered_under_and_linked_to(settings: Settings) 
         problem(client.get("/livez", headers={"Host": "other.example.org"}), 403, "forbidden")
 
 
-def test_cluster_mode_waits_for_keys(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettings, match="API keys"):
-        create_app(Settings(home=tmp_path, mode="cluster", database_url="sqlite:///x"))
-
-
 def test_creating_the_application_touches_nothing(tmp_path: Path) -> None:
     create_app(Settings(home=tmp_path / "home"))
     assert list(tmp_path.iterdir()) == []
@@ -180,7 +175,7 @@ def test_creating_the_application_touches_nothing(tmp_path: Path) -> None:
 def test_importing_the_api_brings_no_torch() -> None:
     code = (
         "import sys, services.api.app, services.api.__main__\n"
-        "print([name for name in ('torch', 'diffusers', 'transformers', 'peft', 'celery') if name in sys.modules])"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,8 @@ import pytest
 from cffa_core.jobs.store import JobStore
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.local import LocalStore
-from tests.record_cases import memory_folder, sqlite_store
+from tests.record_cases import memory_folder
+from tests.s3_buckets import s3_store
 
 
 @pytest.fixture
@@ -19,14 +20,17 @@ def folder() -> Iterator[Path]:
         yield made
 
 
-@pytest.fixture(params=["sqlite"])
-def store(request: pytest.FixtureRequest, folder: Path) -> Iterator[JobStore]:
-    opened = {"sqlite": sqlite_store}[request.param](folder)
+@pytest.fixture
+def store(record_url: str) -> Iterator[JobStore]:
+    opened = JobStore(record_url)
     yield opened
     opened.close()
 
 
-@pytest.fixture(params=["local"])
-def objects(request: pytest.FixtureRequest, folder: Path) -> ObjectStore:
-    stores = {"local": lambda: LocalStore(folder / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")}
-    return stores[request.param]()
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
+def objects(request: pytest.FixtureRequest, folder: Path) -> Iterator[ObjectStore]:
+    if request.param == "local":
+        yield LocalStore(folder / "objects", secret=b"s" * 32, base_url="http://127.0.0.1:8008")
+    else:
+        with s3_store(request.getfixturevalue("s3_server")) as opened:
+            yield opened

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cffa_core.errors import Conflict, InvalidSpec, LeaseLost, NotFound
 from cffa_core.jobs.records import NewModel, QueueCounts
 from cffa_core.jobs.spec import GenerationSpec, Kind, TrainingSpec
-from cffa_core.jobs.state import JobState, UnitKind
+from cffa_core.jobs.state import JobState, UnitKind, UnitState
 from cffa_core.jobs.store import JobStore
 from tests.record_cases import (
     OTHER,
@@ -20,6 +22,8 @@ from tests.record_cases import (
     trained_model,
     training_job,
 )
+
+CLOCK_GRAIN = 0.005  # SQLite tells the time in milliseconds
 
 
 def state_events(store: JobStore, job_id: str) -> list[str]:
@@ -361,3 +365,87 @@ def test_the_queue_summary_counts_jobs_and_units(store: JobStore) -> None:
         Kind.TRAINING: QueueCounts(queued_jobs=1, active_jobs=0, waiting_units=1, running_units=0),
         Kind.GENERATION: QueueCounts(queued_jobs=1, active_jobs=1, waiting_units=4, running_units=1),
     }
+
+
+def test_the_load_counts_everything_that_metrics_show(store: JobStore) -> None:
+    empty = store.load()
+    assert set(empty.jobs) == {(kind, state) for kind in Kind for state in JobState}
+    assert not any(empty.jobs.values())
+    assert (empty.oldest_seconds, empty.workers) == ({Kind.TRAINING: 0.0, Kind.GENERATION: 0.0}, 0)
+    model_id = trained_model(store)
+    generation_job(store, model_id, parts=3)
+    paused = generation_job(store, model_id, parts=7)
+    store.pause_job(OWNER, paused.id)
+    store.register_worker("w", {})
+    claimed(store)
+    time.sleep(0.05)
+    load = store.load()
+    assert {key: number for key, number in load.jobs.items() if number} == {
+        (Kind.TRAINING, JobState.SUCCEEDED): 1,
+        (Kind.GENERATION, JobState.RUNNING): 1,
+        (Kind.GENERATION, JobState.PAUSED): 1,
+    }
+    assert load.units == {
+        (Kind.TRAINING, UnitState.QUEUED): 0,
+        (Kind.TRAINING, UnitState.RUNNING): 0,
+        (Kind.GENERATION, UnitState.QUEUED): 2,
+        (Kind.GENERATION, UnitState.RUNNING): 1,
+    }
+    assert load.oldest_seconds[Kind.GENERATION] >= 0.05
+    assert load.oldest_seconds[Kind.TRAINING] == 0.0
+    assert load.workers == 1
+
+
+def test_waiting_begins_anew_when_a_unit_comes_back(store: JobStore) -> None:
+    job = training_job(store)
+    time.sleep(0.1)
+    store.pause_job(OWNER, job.id)
+    assert store.load().oldest_seconds[Kind.TRAINING] == 0.0
+    begun = time.monotonic()
+    store.resume_job(OWNER, job.id)
+    assert store.load().oldest_seconds[Kind.TRAINING] <= time.monotonic() - begun + CLOCK_GRAIN
+    time.sleep(0.1)
+    claim = claimed(store)
+    begun = time.monotonic()
+    store.release(claim)
+    assert store.load().oldest_seconds[Kind.TRAINING] <= time.monotonic() - begun + CLOCK_GRAIN
+
+
+def test_a_waiting_job_is_told_a_time_once_a_rate_was_measured(store: JobStore) -> None:
+    model_id = trained_model(store)
+    first, second = generation_job(store, model_id, parts=1), generation_job(store, model_id, parts=2)
+    assert store.get_job(OWNER, second.id).progress.eta_seconds is None
+    part = claimed(store)
+    time.sleep(0.2)
+    commit_part(store, part)
+    assert store.get_job(OWNER, second.id).progress.eta_seconds is None  # nobody is there to do it
+    store.register_worker("w", {"kinds": ["training"]})
+    assert store.get_job(OWNER, second.id).progress.eta_seconds is None
+    store.register_worker("w", {"kinds": ["generation"]})
+    alone = store.get_job(OWNER, second.id)
+    assert (alone.queue_position, alone.progress.stage) == (1, "queued")
+    # One part of four pairs took at least 0.2 s, and this one has two.
+    assert alone.progress.eta_seconds is not None
+    assert 0.4 <= alone.progress.eta_seconds < 20.0
+    store.register_worker("w2", {})
+    assert store.get_job(OWNER, second.id).progress.eta_seconds == pytest.approx(alone.progress.eta_seconds / 2)
+    assert store.get_job(OWNER, first.id).progress.eta_seconds == 0.0
+    assert [job.progress.eta_seconds for job in store.list_jobs(OWNER, state=JobState.QUEUED).items] == [
+        pytest.approx(alone.progress.eta_seconds / 2)
+    ]
+
+
+def test_training_is_measured_too(store: JobStore) -> None:
+    job = training_job(store)
+    claim = claimed(store)
+    time.sleep(0.1)
+    store.release(claim)  # paused by its worker: the time counts all the same
+    claim = claimed(store)
+    time.sleep(0.1)
+    store.commit(claim, files(), {})
+    assert job.progress.total == 100
+    store.register_worker("w", {})
+    waiting = training_job(store)
+    eta = store.get_job(OWNER, waiting.id).progress.eta_seconds
+    assert eta is not None
+    assert 0.2 <= eta < 20.0

@@ -7,6 +7,7 @@ import math
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from cffa_core.errors import LeaseLost, NotFound, NumericsMismatch
 from cffa_core.jobs.records import Progress
@@ -23,6 +24,7 @@ from tests.record_cases import (
     expire,
     files,
     generation_job,
+    part_info,
     trained_model,
     training_job,
 )
@@ -66,9 +68,20 @@ def test_a_lost_workers_unit_returns_and_its_late_commit_changes_nothing(store: 
     assert store.get_job(OWNER, job.id) == before
     assert store.parts(OWNER, job.id) == []
     assert commit_part(store, second).counts.generated == 4
-    with pytest.raises(LeaseLost):
-        commit_part(store, second)
-    assert store.get_job(OWNER, job.id).counts.generated == 4
+
+
+def test_a_repeated_commit_is_answered_and_changes_nothing(store: JobStore) -> None:
+    job = generation_job(store, trained_model(store), parts=1)
+    part = claimed(store)
+    after = commit_part(store, part)
+    assert commit_part(store, part) == after
+    for other in (files("jobs/x/other"), files()):
+        with pytest.raises(LeaseLost):
+            store.commit(part, other, part_info(part))
+    assert store.get_job(OWNER, job.id) == after
+    finalize = claimed(store)
+    done = store.commit(finalize, files("jobs/x/archive.zip"), {}, job_result={"pairs": 4})
+    assert store.commit(finalize, files("jobs/x/archive.zip"), {}, job_result={"pairs": 4}) == done
 
 
 def test_a_sweep_frees_only_the_leases_that_ran_out(store: JobStore) -> None:
@@ -405,3 +418,51 @@ def test_workers_register_beat_and_leave(store: JobStore) -> None:
     store.remove_worker("w1")
     with pytest.raises(NotFound):
         store.heartbeat("w1")
+
+
+def test_an_owner_at_the_cap_is_passed_over_until_a_unit_ends(record_url: str) -> None:
+    store = JobStore(record_url, owner_running_units=2)
+    mine, theirs = trained_model(store), trained_model(store, OTHER)
+    generation_job(store, mine, parts=5, priority=9)
+    first, second = claimed(store), claimed(store)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    generation_job(store, theirs, OTHER, parts=1)
+    assert claimed(store).owner == OTHER
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    commit_part(store, first)
+    third = claimed(store)
+    assert (third.owner, third.index) == (OWNER, 2)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    for claim in (second, third):
+        store.release(claim)
+    assert [claimed(store).index, claimed(store).index] == [1, 2]
+    store.close()
+
+
+def test_a_turn_is_taken_once_per_interval(store: JobStore) -> None:
+    assert store.take_turn("house", 0.3)
+    assert not store.take_turn("house", 0.3)
+    assert store.take_turn("garden", 60.0)
+    time.sleep(0.35)
+    assert store.take_turn("house", 0.3)
+    assert not store.take_turn("garden", 60.0)
+
+
+def test_a_wrong_count_of_waiting_units_is_put_right(store: JobStore, record_url: str) -> None:
+    job = generation_job(store, trained_model(store), parts=2)
+    set_waiting(record_url, 0)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    version = store.get_job(OWNER, job.id).version
+    assert store.sweep() == 0
+    assert store.get_job(OWNER, job.id).version > version
+    assert [claimed(store).index, claimed(store).index] == [0, 1]
+    set_waiting(record_url, 7)
+    assert store.claim("w", ALL_KINDS, lease_seconds=LEASE) is None
+    assert store.queue_summary()[Kind.GENERATION].waiting_units == 0
+
+
+def set_waiting(url: str, number: int) -> None:
+    """What an older version of the code leaves behind."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE jobs SET waiting = {number} WHERE kind = 'generation'")

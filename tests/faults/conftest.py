@@ -1,27 +1,17 @@
-"""Fixtures of the fault tests: an installation with short leases, and the micro base."""
+"""The place of the fault tests: one per test process, so that servers and the micro base are made once."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.micro_base import write_micro_base
-from tests.worker.world import World
+from tests.faults.place import Place
 
 
 @pytest.fixture(scope="session")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder with the micro base in it."""
-    folder = tmp_path_factory.mktemp("models")
-    write_micro_base(folder / "micro")
-    return folder
-
-
-@pytest.fixture
-def world(tmp_path: Path, models_dir: Path) -> Iterator[World]:
-    """A fresh installation that notices within 6 s that a worker is gone."""
-    world = World(tmp_path / "home", models_dir, lease_seconds=6.0)
-    yield world
-    world.close()
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Where scenarios happen; see ``Place``."""
+    with contextlib.closing(Place(tmp_path_factory.mktemp("faults"))) as made:
+        yield made

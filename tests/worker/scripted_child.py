@@ -1,11 +1,13 @@
 """A child that does what the seed of its job says, without numeric libraries: ``scripted_child.py NUMERICS_KEY``.
 
-It speaks through the real channel and stores real objects, so supervisor, record and storage are the real ones.
+It speaks through the real channel and stores real objects, so supervisor, record and storage are the real ones. With
+a second argument ``local`` it stores them in the home folder even in cluster mode, so that no S3 server is needed.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -36,10 +38,13 @@ class Act(IntEnum):
     SLOW_FIRST_ATTEMPT = 10
     SPEAK_GARBAGE_ONCE = 11
     CHECKPOINT_THEN_SEGFAULT = 12
+    ABORT = 13
+    KILLED_FOR_MEMORY = 14
+    OUT_OF_MEMORY = 15
 
 
-def finish(channel: Channel, objects: ObjectStore, order: WorkOrder) -> None:
-    """Store something and report it."""
+def finish(channel: Channel, objects: ObjectStore, order: WorkOrder, *, padding: int = 0) -> None:
+    """Store something, attempt and process id and so many bytes more, and report it."""
 
     def key(name: str) -> str:
         if order.kind is UnitKind.PART:
@@ -48,7 +53,7 @@ def finish(channel: Channel, objects: ObjectStore, order: WorkOrder) -> None:
 
     names = ["pairs.zip", "part.json"] if order.kind is UnitKind.PART else ["product.bin"]
     files = StoredFiles(
-        {name: objects.put_bytes(key(name), f"{order.attempt} {os.getpid()}".encode()) for name in names}
+        {name: objects.put_bytes(key(name), f"{order.attempt} {os.getpid()}".ljust(padding).encode()) for name in names}
     )
     model = None
     if order.spec.kind is Kind.TRAINING and order.kind is UnitKind.FINALIZE:
@@ -74,6 +79,13 @@ def perform(channel: Channel, objects: ObjectStore, order: WorkOrder, numerics_k
         return channel.send(Stopped())
     if act is Act.SEGFAULT:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if act is Act.ABORT:
+        os.abort()
+    if act is Act.KILLED_FOR_MEMORY:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act is Act.OUT_OF_MEMORY:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        bytearray(2 << 30)
     if act is Act.CHECKPOINT_THEN_SEGFAULT and order.attempt < 6:
         # The first of the two is carried by a renewal, the second would have to wait for the next one.
         for steps, metrics in ((1, ()), (2, ((order.attempt, {"loss": float(order.attempt)}),))):
@@ -111,7 +123,8 @@ def main() -> None:
     channel = take_over_standard_streams()
     while True:
         order = channel.next_order()
-        perform(channel, open_store(Settings(**order.settings)), order, sys.argv[1])
+        local = {"mode": "embedded"} if sys.argv[2:] == ["local"] else {}
+        perform(channel, open_store(Settings(**(order.settings | local))), order, sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -133,12 +133,19 @@ def flipped(world: World, info: ObjectInfo) -> Iterator[None]:
     shutil.rmtree(world.settings.scratch_dir / "cache", ignore_errors=True)
     path = world.settings.objects_dir / info.key
     whole = path.read_bytes()
-    path.chmod(0o644)
-    path.write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+    flip(path)
     try:
         yield
     finally:
         path.write_bytes(whole)
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle of a stored object."""
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(whole)
 
 
 def fails_as_corrupt(world: World, job: Job) -> bool:
@@ -175,6 +182,32 @@ def test_a_flipped_byte_of_a_part_is_found_before_it_is_archived(made: tuple[Wor
     with flipped(world, parts[1].stored.files["pairs.zip"]):
         assert fails_as_corrupt(world, job)
     assert list(world.objects.list(f"jobs/{job.id}/")) == []
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(made: tuple[World, Job, Job]) -> None:
+    world, trained, _ = made
+    dataset = world.store.get_dataset(OWNER, trained.spec.dataset_id)
+    job = world.training(dataset, steps=100_000, checkpoint_every=2, validate_every=1000, preview_every=100_000)
+
+    def steps() -> list[int]:
+        return [event["step"] for event in world.events(job.id, "checkpoint")]
+
+    with world.worker_thread():
+        world.wait(lambda: len(steps()) >= 2)
+        world.store.pause_job(OWNER, job.id)
+        world.wait_state(job.id, JobState.PAUSED, world.settings.cancel_grace_seconds)
+        before = steps()
+        newest = world.store.checkpoints(OWNER, job.id)[-1]
+        flip(world.settings.objects_dir / next(iter(newest.stored.files.values())).key)
+        world.store.resume_job(OWNER, job.id)
+        world.wait(lambda: len(steps()) > len(before) + 1)
+        world.store.cancel_job(OWNER, job.id)
+        world.wait_state(job.id, JobState.CANCELED, world.settings.cancel_grace_seconds)
+    assert newest.step == before[-1]
+    assert steps()[len(before) : len(before) + 2] == [newest.step, newest.step + 2]
+    for saved in world.store.checkpoints(OWNER, job.id):
+        for info in saved.stored.files.values():
+            assert hashlib.sha256(world.objects.get_bytes(info.key)).hexdigest() == info.sha256
 
 
 def test_pause_resume_and_cancel_of_a_training_keep_its_checkpoints(made: tuple[World, Job, Job]) -> None:

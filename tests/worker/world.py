@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import SecretStr
 
 from cffa_core.data.ingest import check, write
 from cffa_core.jobs.records import Dataset, Job, StoredFiles
@@ -25,7 +26,7 @@ from cffa_core.jobs.spec import GenerationSpec, JobSpec, SamplerSpec, Scheduler,
 from cffa_core.jobs.state import TERMINAL, JobState
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
-from cffa_core.storage.base import dataset_key
+from cffa_core.storage.base import ObjectStore, dataset_key
 from cffa_core.storage.manifest import publish_folder
 from cffa_core.storage.open import open_store
 from services.worker.loop import Worker
@@ -34,11 +35,11 @@ from services.worker.supervisor import CHILD_COMMAND
 OWNER = "local"
 SIDE = 64
 RUN_WITH_CHILD = """
-import sys
+import logging, sys
 from cffa_core.settings import Settings
-from services.worker.__main__ import run
-from services.worker.loop import Worker
-sys.exit(run(Worker(Settings(), child_command=sys.argv[1:])))
+from services.worker.__main__ import run, worker_for
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+sys.exit(run(worker_for(Settings(), child_command=sys.argv[1:])))
 """
 SCRIPTED_CHILD = str(Path(__file__).with_name("scripted_child.py"))
 
@@ -62,6 +63,18 @@ def write_pairs(folder: Path, count: int = 4) -> Path:
     return folder
 
 
+@contextmanager
+def running_worker(worker: Worker) -> Iterator[Worker]:
+    """``worker`` at work on a thread of this process."""
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join()
+
+
 class World:
     """One home folder and what can be done with it."""
 
@@ -81,8 +94,12 @@ class World:
         self.settings = Settings(**(values | changes))
         self.store = JobStore(self.settings.record_url)
         self.store.migrate()
-        self.objects = open_store(self.settings)
+        self.objects = self.open_objects()
         self.workers: list[subprocess.Popen[bytes]] = []
+
+    def open_objects(self) -> ObjectStore:
+        """The object store of this installation."""
+        return open_store(self.settings)
 
     def add_dataset(self, count: int = 4) -> Dataset:
         """Check tiny pairs and take them in, as the API does."""
@@ -159,11 +176,12 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """Environment that gives a worker process these settings."""
-        own = {
-            f"CFFA_{name.upper()}": str(value)
-            for name, value in self.settings.model_dump().items()
-            if name != "blob_secret" and value is not None
-        }
+        own = {}
+        for name in type(self.settings).model_fields:
+            value = getattr(self.settings, name)
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            if plain not in (None, ""):
+                own[f"CFFA_{name.upper()}"] = str(plain)
         return {**os.environ, **own}
 
     def start_worker(self, child_command: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
@@ -178,14 +196,8 @@ class World:
     @contextmanager
     def worker_thread(self, child_command: Sequence[str] = CHILD_COMMAND) -> Iterator[Worker]:
         """A worker in a thread of this process; the shortest way to a running one."""
-        worker = Worker(self.settings, child_command=child_command)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
+        with running_worker(Worker(self.settings, child_command=child_command)) as worker:
             yield worker
-        finally:
-            worker.stop()
-            thread.join()
 
     def wait(self, what: Callable[[], Any], seconds: float = 60.0, why: str = "") -> Any:
         """Poll until ``what()`` is true; returns it."""

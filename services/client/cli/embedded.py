@@ -1,4 +1,4 @@
-"""Commands that run the embedded service on this machine: serve and demo."""
+"""Commands to start with: serve runs the embedded service on this machine, demo the main job, there or elsewhere."""
 
 from __future__ import annotations
 
@@ -58,15 +58,32 @@ def demo(
     base: Annotated[str, typer.Option(help="Base model.")] = "tiny",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
+    url: Annotated[
+        str,
+        typer.Option(help="A running service to use (CFFA_URL is not read here).", rich_help_panel="Service"),
+    ] = "",
+    api_key: options.Key = "",
 ) -> None:
-    """The main job, end to end: data set, training job, generation job, verified archive, contact sheet."""
+    """The main job, end to end: data set, training job, generation job, verified archive, contact sheet.
+
+    Starts a service of its own for as long as it runs, unless --url names one.
+    """
     from services.client.demo import DemoPlan, print_report, run_demo
 
     # What can never run is named now, not by a job five minutes later.
     options.train_settings(None, None, base=base, resolution=resolution, steps=steps, seed=seed)
     options.settings()
     plan = DemoPlan(
-        data=data, out=out, port=port, pairs=pairs, resolution=resolution, base=base, steps=steps, seed=seed
+        data=data,
+        out=out,
+        url=url,
+        api_key=api_key,
+        port=port,
+        pairs=pairs,
+        resolution=resolution,
+        base=base,
+        steps=steps,
+        seed=seed,
     )
     with progress_bars() as bars:
         report = run_demo(plan, say, bars)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cffa_core.errors import InvalidSettings, InvalidSpec, Problem
+from cffa_core.errors import InvalidSpec, Problem
+from services.client.keys import find_key
 
 if TYPE_CHECKING:
     from cffa_core.jobs.spec import GenerateSettings, TrainSettings
@@ -23,7 +24,13 @@ Url = Annotated[
 ]
 Key = Annotated[
     str,
-    typer.Option("--api-key", envvar="CFFA_API_KEY", help="Key of the owner, if any.", rich_help_panel="Service"),
+    typer.Option(
+        "--api-key",
+        envvar="CFFA_API_KEY",
+        callback=find_key,
+        help="Key of the service, if it wants one; better kept in the file that CFFA_API_KEY_FILE names.",
+        rich_help_panel="Service",
+    ),
 ]
 S = TypeVar("S", "TrainSettings", "GenerateSettings")
 DEFAULT_URL = "http://127.0.0.1:8008"
@@ -106,18 +113,9 @@ def reference(spec: Path | None, name: str, given: str | None) -> str:
 
 def settings() -> Settings:
     """This machine's settings from the environment; raises ``InvalidSettings`` naming every bad variable."""
-    from pydantic import ValidationError
+    from cffa_core.settings import read_settings
 
-    from cffa_core.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        problems = tuple(
-            Problem("CFFA_" + "_".join(str(part) for part in item["loc"]).upper(), str(item["type"]), str(item["msg"]))
-            for item in error.errors()
-        )
-        raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error
+    return read_settings()
 
 
 def device(asked: str) -> str:

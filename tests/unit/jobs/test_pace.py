@@ -1,10 +1,10 @@
-"""Progress, time left and queue positions, against numbers worked out by hand."""
+"""Progress and time left, against numbers worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from cffa_core.jobs.pace import UnitPace, Waiting, job_progress, queue_positions
+from cffa_core.jobs.pace import Measured, Place, UnitPace, job_progress, measured_rate, same_cost, seconds_until_done
 from cffa_core.jobs.records import Progress
 from cffa_core.jobs.spec import GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import JobState
@@ -78,18 +78,46 @@ def test_a_stage_past_its_total_counts_once() -> None:
     assert pace(current=90, total=40).fraction == 1.0
 
 
-def test_positions_are_those_of_a_round_robin() -> None:
-    # b was served longest ago, then a, then c. Rounds: b1 a1 c1 | b2 a2 | a3
-    waiting = [
-        Waiting("a1", "a", 5, 0, 1),
-        Waiting("a2", "a", 5, 0, 2),
-        Waiting("a3", "a", 5, -1, 0),
-        Waiting("b2", "b", 2, 0, 9),
-        Waiting("b1", "b", 2, 7, 10),
-        Waiting("c1", "c", 8, 99, 3),
-    ]
-    assert queue_positions(waiting) == {"b1": 1, "a1": 2, "c1": 3, "b2": 4, "a2": 5, "a3": 6}
+def test_without_a_rate_or_a_worker_nothing_is_promised() -> None:
+    place = Place(position=1, units=2, units_before=0, size=8.0, size_before=0.0)
+    assert seconds_until_done(place, None, 3) is None
+    assert seconds_until_done(place, 2.0, 0) is None
 
 
-def test_owners_with_equal_turns_go_by_name() -> None:
-    assert queue_positions([Waiting("x", "b", 0, 0, 1), Waiting("y", "a", 0, 0, 2)]) == {"y": 1, "x": 2}
+def test_an_owner_alone_waits_for_what_stands_before() -> None:
+    # 12 pairs of its own jobs before, 8 of this one, 4 in hand: 24 pairs at 2 s on 3 workers.
+    place = Place(position=2, units=2, units_before=3, size=8.0, size_before=12.0, in_hand=4.0)
+    assert seconds_until_done(place, 2.0, 3) == pytest.approx(16.0)
+
+
+def test_other_owners_are_served_as_often_as_this_one() -> None:
+    # Its two units are done when 2 of the other's 10 units are (8 of 40 pairs), and all 4 pairs of the third.
+    others = ((10, 40.0), (1, 4.0))
+    place = Place(position=1, units=2, units_before=0, size=8.0, size_before=0.0, others=others)
+    assert seconds_until_done(place, 3.0, 1) == pytest.approx(3.0 * (8 + 8 + 4))
+
+
+def test_a_job_is_not_faster_than_its_units_or_its_owners_cap_allow() -> None:
+    one_unit = Place(position=1, units=1, units_before=0, size=10.0, size_before=0.0)
+    assert seconds_until_done(one_unit, 1.0, 5) == pytest.approx(10.0)
+    many = Place(position=1, units=10, units_before=0, size=10.0, size_before=10.0)
+    assert seconds_until_done(many, 1.0, 5) == pytest.approx(4.0)
+    assert seconds_until_done(many, 1.0, 5, cap=2) == pytest.approx(10.0)
+
+
+def test_like_settings_cost_the_same() -> None:
+    stored = GENERATION.model_dump(mode="json")
+    assert same_cost(GENERATION.model_copy(update={"seed": 7, "count": 9}), stored)
+    assert not same_cost(GENERATION.model_copy(update={"resolution": 256}), stored)
+    assert not same_cost(GENERATION, stored | {"sampler": stored["sampler"] | {"steps": 7}})
+    trained = TRAINING.model_dump(mode="json")
+    assert same_cost(TRAINING.model_copy(update={"steps": 9}), trained)
+    assert not same_cost(TRAINING.model_copy(update={"batch_size": 9}), trained)
+
+
+def test_a_rate_comes_from_like_jobs_or_else_from_all() -> None:
+    stored = GENERATION.model_dump(mode="json")
+    large = stored | {"resolution": 1024}
+    assert measured_rate(GENERATION, []) is None
+    assert measured_rate(GENERATION, [Measured(large, 90.0, 10), Measured(large, 30.0, 2)]) == pytest.approx(10.0)
+    assert measured_rate(GENERATION, [Measured(large, 90.0, 10), Measured(stored, 30.0, 10)]) == pytest.approx(3.0)
