@@ -164,7 +164,7 @@ def build_text_encoder(sizes: TinySizes, tokenizer: CLIPTokenizer) -> CLIPTextMo
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's kind of schedule, 1000 steps, scaled_linear, epsilon prediction, but up to 0.02 instead of 0.012.
+    """Stable Diffusion's kind of schedule (1000 steps, scaled_linear, epsilon), but up to 0.02 instead of 0.012.
 
     At 0.012 the largest structures of a 64x64 latent (aperture, illumination) still stand out of the noise at the last
     step, so that sampling, which starts from noise alone, drew pictures without them.

@@ -164,9 +164,9 @@ torch {torch}). Stages with wall-clock caps; loss is the smoothed training loss.
 |---|---|---|---|
 {stages}
 
-VAE: L1 + Sobel L1 + L1 of 8x8 means on crops with colour jitter, with the posterior's deviation fixed at 0.06, twice (the
-second time with its latents standardised), at last the decoder alone; its 1x1 convolutions are folded so that each latent
-channel has mean 0 and deviation 1 (scaling_factor 1).
+VAE: L1 + Sobel L1 + L1 of 8x8 means on crops with colour jitter, with the posterior's deviation fixed at 0.06, twice
+(the second time with its latents standardised), at last the decoder alone; its 1x1 convolutions are folded so that each
+latent channel has mean 0 and deviation 1 (scaling_factor 1).
 
 U-Net: epsilon, error in x0 weighted with SNR clamped to 0.1..5, offset noise 0.1, EMA 0.997, 10 % empty prompts; at
 {half} px, then at {resolution} px. The noise schedule ends at beta 0.02 (docs/tiny-base.md says why).
