@@ -41,7 +41,12 @@ def run(worker: Runnable) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    return worker.run()
+    try:
+        return worker.run()
+    finally:
+        # Python gives handlers back before it ends; a second signal at that moment must not look like a crash.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def worker_for(

@@ -19,6 +19,7 @@ from cffa_core.jobs.records import Job
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from services.worker.cluster import EXIT_DEAF
+from services.worker.topup import TURN
 from services.worker.watch import Patience
 from tests.servers import POSTGRES_PASSWORD, Server, running
 from tests.worker.cluster_world import RUN_WATCHED, ClusterWorld
@@ -55,6 +56,7 @@ def runs(world: ClusterWorld, job: Job) -> None:
 
 def test_a_busy_worker_answers_and_gives_its_unit_back_at_sigterm(make: Make) -> None:
     world = make()
+    assert world.store.take_turn(TURN, 600.0), "or the worker's first top-up might tell it"
     worker = world.start_cluster_worker()
     world.wait_listening(1)
     job = world.act(Act.WAIT_FOR_STOP)
