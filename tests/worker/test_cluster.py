@@ -192,6 +192,7 @@ def test_a_worker_that_stays_deaf_ends_with_a_code_of_its_own(make: Make) -> Non
 
 def test_a_message_that_meets_a_busy_worker_is_left_for_another(make: Make) -> None:
     world = make()
+    assert world.store.take_turn(TURN, 600.0), "or the first top-up might send a message of its own"
     job = world.act(Act.WAIT_FOR_STOP)
     world.start_cluster_worker()  # finds the job by itself as it starts, so that Celery takes it for a free one
     runs(world, job)
