@@ -10,6 +10,8 @@
 # who then owns FOLDER; nothing is written outside it.
 set -euo pipefail
 umask 077
+# shellcheck source-path=SCRIPTDIR source=processes.sh
+[[ $(type -t ended) == function ]] || source "$(dirname "$0")/processes.sh"
 
 usage() {
   sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
@@ -38,7 +40,7 @@ if [[ $(id -u) == 0 ]]; then # PostgreSQL refuses to run as root
   id postgres >/dev/null 2>&1 || refuse "there is no system user postgres; install the package postgresql"
   [[ $action != start ]] || chown postgres: "$folder"
   # The text of this file instead of its path: the checkout may be closed to that user.
-  text=$(<"$0")
+  text=$(cat "$(dirname "$0")/processes.sh" "$0")
   cd /
   exec setpriv --reuid=postgres --regid=postgres --init-groups --inh-caps=-all \
     bash -c "$text" "$0" "$action" "$folder" "$port"
@@ -66,14 +68,19 @@ server() {
 }
 
 kill_all() {
-  local pid
+  local pid told=()
   pid=$(server)
-  if [[ -n $pid ]]; then kill -KILL "$pid" 2>/dev/null || true; fi # first, so that it starts no more
+  if [[ -n $pid ]]; then # first, so that it starts no more
+    told=("$pid")
+    kill -KILL "$pid" 2>/dev/null || true
+  fi
   for _ in $(seq 200); do
     pid=$(processes)
-    [[ -n $pid ]] || return 0
-    # shellcheck disable=SC2086 # one word for each process
-    kill -KILL $pid 2>/dev/null || true
+    if [[ -z $pid ]] && ended "${told[@]}"; then return 0; fi
+    # shellcheck disable=SC2206 # one word for each process
+    told+=($pid)
+    # shellcheck disable=SC2086
+    [[ -z $pid ]] || kill -KILL $pid 2>/dev/null || true
     sleep 0.05
   done
   refuse "some processes of PostgreSQL in $folder do not end"

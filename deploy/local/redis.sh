@@ -8,6 +8,8 @@
 # Needs the Debian package redis-server. Runs as any user; nothing is written outside FOLDER.
 set -euo pipefail
 umask 077
+# shellcheck source-path=SCRIPTDIR source=processes.sh
+source "$(dirname "$0")/processes.sh"
 
 usage() {
   sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
@@ -24,14 +26,15 @@ server() {
 }
 
 end() { # end SIGNAL: sends it and waits until the server is gone; one that ignores it for 20 s is killed
-  local pid
+  local pid signal
   for pid in $(server); do
-    kill "-$1" "$pid" 2>/dev/null || true
-    for _ in $(seq 200); do
-      [[ $(server) == *"$pid"* ]] || continue 2
-      sleep 0.1
+    for signal in "$1" KILL; do
+      [[ $(server) != *"$pid"* ]] || kill "-$signal" "$pid" 2>/dev/null || true
+      for _ in $(seq 200); do
+        [[ $(server) == *"$pid"* ]] || ! ended "$pid" || continue 3
+        sleep 0.1
+      done
     done
-    kill -KILL "$pid" 2>/dev/null || true
   done
 }
 

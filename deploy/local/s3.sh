@@ -10,6 +10,8 @@
 # Needs the Debian packages ceph-mon ceph-osd radosgw ceph-common. Runs as any user, writes only into FOLDER.
 set -euo pipefail
 umask 077
+# shellcheck source-path=SCRIPTDIR source=processes.sh
+source "$(dirname "$0")/processes.sh"
 
 usage() {
   sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
@@ -30,16 +32,19 @@ daemons() {
 }
 
 end() { # end SIGNAL: to the gateway, the disk and the monitor in this order; who ignores it for 20 s is killed
-  local kind pids pid
+  local kind signal told pid
   for kind in radosgw ceph-osd ceph-mon; do
-    pids=$(daemons $kind)
-    for pid in $pids; do kill "-$1" "$pid" 2>/dev/null || true; done
-    for _ in $(seq 200); do
-      pids=$(daemons $kind)
-      [[ -n $pids ]] || continue 2
-      sleep 0.1
+    told=()
+    for signal in "$1" KILL; do
+      for pid in $(daemons $kind); do
+        told+=("$pid")
+        kill "-$signal" "$pid" 2>/dev/null || true
+      done
+      for _ in $(seq 200); do
+        [[ -n $(daemons $kind) ]] || ! ended "${told[@]}" || continue 3
+        sleep 0.1
+      done
     done
-    for pid in $pids; do kill -KILL "$pid" 2>/dev/null || true; done
   done
 }
 
