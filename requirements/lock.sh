@@ -42,7 +42,7 @@ cut_from_lock() {
 
 command_line=(httpx rich typer)
 web=(fastapi python-multipart uvicorn)
-models=(accelerate diffusers peft safetensors scikit-image scipy torch transformers)
+models=(accelerate diffusers peft prdc safetensors scikit-image scipy torch torchmetrics transformers)
 monitor=$(grep -o 'flower[^"]*' pyproject.toml)
 
 if [[ ${1:-} != --cut-only ]]; then # --cut-only: leave lock.txt as it is
