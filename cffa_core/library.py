@@ -27,8 +27,9 @@ from cffa_core.data.pairs import PairSet
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import GenerateSettings, Spec, TrainSettings
-from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.method import PairMethod, read_card
 from cffa_core.methods.pair_sampler import NewPair, PairSampler
+from cffa_core.methods.registry import load_method
 from cffa_core.models import base as models_base
 from cffa_core.models.base import DTYPES, Base, Precision
 from cffa_core.recipes.generate import own_prompts
@@ -62,8 +63,8 @@ def load_pairs(path: str | Path, resolution: int = 512, *, crop_to_common: bool 
 class Model:
     """A trained model; ``card`` is its ``model.json``."""
 
-    def __init__(self, dual_unet: DualUnet, card: dict[str, Any]) -> None:
-        self.dual_unet = dual_unet
+    def __init__(self, method: PairMethod, card: dict[str, Any]) -> None:
+        self.method = method
         self.card = card
 
     def sample(
@@ -87,14 +88,14 @@ class Model:
             count=count,
             seed=seed,
             batch_size=batch_size,
-            resolution=self.dual_unet.settings.resolution if resolution is None else resolution,
+            resolution=self.method.settings.resolution if resolution is None else resolution,
             sampler=sampler,
         )
         return self._draw(settings, on_progress)
 
     def _draw(self, settings: GenerateSettings, on_progress: OnProgress | None) -> Iterator[NewPair]:
-        spec = own_prompts(settings.sampler, self.dual_unet)
-        sampler = PairSampler(self.dual_unet, spec, settings.resolution, settings.batch_size)
+        spec = own_prompts(settings.sampler, self.method)
+        sampler = PairSampler(self.method, spec, settings.resolution, settings.batch_size)
         for start in range(0, settings.count, settings.batch_size):
             indices = range(start, min(start + settings.batch_size, settings.count))
             yield from sampler.draw(indices, [pair_seed(settings.seed, i) for i in indices])
@@ -127,7 +128,7 @@ def train(
     folder = Path(out)
     context = FolderContext(folder, on_progress)
     card = train_pairs(checked, pairs, base, folder, context, lpips_weights=lpips_weights)
-    return Model(DualUnet.load(folder / "best_checkpoint", base), card)
+    return Model(load_method(folder / "best_checkpoint", base), card)
 
 
 def load_model(folder: str | Path, base: Base | None = None) -> Model:
@@ -139,7 +140,7 @@ def load_model(folder: str | Path, base: Base | None = None) -> Model:
     if not (path / "model.json").is_file() and (path / "best_checkpoint").is_dir():
         path = path / "best_checkpoint"
     card = read_card(path)
-    return Model(DualUnet.load(path, base if base is not None else load_base(card["base"]["name"])), card)
+    return Model(load_method(path, base if base is not None else load_base(card["base"]["name"])), card)
 
 
 def _checked(kind: type[S], **fields: Any) -> S:

@@ -7,9 +7,9 @@ data set: it is given the encoder and the flips as functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,21 @@ from cffa_core.diffusion.losses import latent_mask
 Encoder = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Turn = Callable[[torch.Tensor, int], torch.Tensor]
 TURNS = 8
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class View:
+    """An augmented pair: ``cf (3, H, W)`` and ``fa (1, H, W)`` in [-1, 1], masks ``(1, H, W)`` bool."""
+
+    cf: torch.Tensor
+    fa: torch.Tensor
+    valid_cf: torch.Tensor
+    valid_fa: torch.Tensor
+
+
+# An augmented pair -> what the VAE is shown of it: per branch an image (3, H, W) and where it is valid (1, H, W).
+Views = Callable[[View], Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 
 
 class PairImages(Protocol):
@@ -58,19 +73,17 @@ class Variant:
 
 
 class LatentCache:
-    """Moments of every pair of a data set, on the CPU in float32.
+    """Moments of every pair of a data set, on the CPU in float32, one for each branch that ``views`` shows.
 
     At 512 px a pair takes 0.26 MB per variant. Images are encoded one by one, so that what a pair's moments are does
     not depend on when or with whom it was first drawn (a resumed run encodes in another order).
     """
 
-    def __init__(
-        self, pairs: Sequence[PairImages], encode: Encoder, turn: Turn, modalities: Sequence[str], seed: int
-    ) -> None:
+    def __init__(self, pairs: Sequence[PairImages], encode: Encoder, turn: Turn, views: Views, seed: int) -> None:
         self._pairs = pairs
         self._encode = encode
         self._turn = turn
-        self._modalities = tuple(modalities)
+        self._views = views
         self._seed = seed
         self._known: dict[tuple[int, Variant], dict[str, Moments]] = {}
 
@@ -78,24 +91,39 @@ class LatentCache:
         return len(self._pairs)
 
     def moments(self, index: int, variant: Variant) -> dict[str, Moments]:
-        """Moments of one pair in one variant, by modality."""
+        """Moments of one pair in one variant, by branch."""
         key = (index, variant)
         if key not in self._known:
             self._known[key] = self._encode_pair(self._pairs[index], variant)
         return self._known[key]
 
     def _encode_pair(self, pair: PairImages, variant: Variant) -> dict[str, Moments]:
+        cf = pair.cf
+        if variant.colour:
+            cf = torch.where(pair.valid_cf, colour_variant(cf, self._seed, pair.name, variant.colour), cf)
+        turned = View(*(self._turn(x, variant.turn) for x in (cf, pair.fa, pair.valid_cf, pair.valid_fa)))
         found = {}
-        for m in self._modalities:
-            image, valid = (pair.cf, pair.valid_cf) if m == "cf" else (pair.fa.expand(3, -1, -1), pair.valid_fa)
-            if m == "cf" and variant.colour:
-                recoloured = colour_variant(image, self._seed, pair.name, variant.colour)
-                image = torch.where(valid, recoloured, image)
-            mean, logvar = self._encode(self._turn(image, variant.turn).unsqueeze(0))
-            stride = image.shape[-1] // mean.shape[-1]
-            cells = latent_mask(self._turn(valid, variant.turn).unsqueeze(0), stride)
-            found[m] = Moments(mean[0].cpu().float(), logvar[0].cpu().float(), cells[0].cpu())
+        for branch, (image, valid) in self._views(turned).items():
+            mean, logvar = self._encode(image.unsqueeze(0))
+            cells = latent_mask(valid.unsqueeze(0), image.shape[-1] // mean.shape[-1])
+            found[branch] = Moments(mean[0].cpu().float(), logvar[0].cpu().float(), cells[0].cpu())
         return found
+
+
+class StructureCache(Generic[P]):
+    """Control images of every pair of a data set, ``(3, H, W)`` uint8 by name; made when first asked for."""
+
+    def __init__(self, pairs: Sequence[P], structure: Callable[[P], dict[str, torch.Tensor]], turn: Turn) -> None:
+        self._pairs = pairs
+        self._structure = structure
+        self._turn = turn
+        self._known: dict[int, dict[str, torch.Tensor]] = {}
+
+    def of(self, index: int, turned: int = 0) -> dict[str, torch.Tensor]:
+        """Those of one pair, flipped and rotated as its images are."""
+        if index not in self._known:
+            self._known[index] = self._structure(self._pairs[index])
+        return {name: self._turn(image, turned) for name, image in self._known[index].items()}
 
 
 def draw_variant(generator: torch.Generator, augment: str, colour_variants: int) -> Variant:

@@ -1,8 +1,8 @@
 """The contracts of the service: what a training job and a generation job ask for.
 
 Pydantic models, validated when a job is posted and stored as JSON in the record; a recipe gets the same object. They
-say what to compute, never where (no paths, hosts or devices). ``SPEC_VERSION`` rises when the meaning of a stored
-spec changes.
+say what to compute, never where (no paths, hosts or devices). ``SPEC_VERSION`` rises when a stored
+spec gains a field or changes its meaning.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from cffa_core.errors import InvalidSpec, Problem
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 
 CF_PROMPT = "A high quality color fundus photograph, retinal structure"
 FA_PROMPT = "A high quality fluorescein angiography image, bright retinal vessels"
@@ -30,6 +30,9 @@ class Method(StrEnum):
     """Pair methods (METHODS 2, 3). A closed list: a request never names code."""
 
     DUAL_UNET = "dual_unet"
+    SHARED_ATTENTION = "shared_attention"
+    SIDE_BY_SIDE = "side_by_side"
+    CONTROLNET = "controlnet"
 
 
 class Kind(StrEnum):
@@ -51,6 +54,8 @@ class Scheduler(StrEnum):
 
 
 NoiseMode = Literal["shared", "rotated", "independent"]
+# Methods in which both images are at the same point of the noise scale, in training as in sampling.
+SHARE_TIMESTEPS = (Method.SHARED_ATTENTION, Method.SIDE_BY_SIDE)
 
 
 class Spec(BaseModel):
@@ -86,24 +91,56 @@ class LossSpec(Spec):
     lpips_lambda: float = Field(default=0.0, ge=0, description="Pixel-space LPIPS; needs CFFA_LPIPS_WEIGHTS. 0 = off.")
 
 
+class SharedAttentionSpec(Spec):
+    """Where the FA looks through the CF's self-attention (METHODS 3)."""
+
+    max_resolution: int | None = Field(
+        default=None, ge=1, description="Largest latent side at which attention is shared; null = at every one."
+    )
+    step_range: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Part of the way from noise (0) to image (1) on which attention is shared."
+    )
+
+    @model_validator(mode="after")
+    def _range_runs_forward(self) -> Self:
+        begin, end = self.step_range
+        if not 0 <= begin < end <= 1:
+            raise ValueError("step_range must be two numbers with 0 <= begin < end <= 1")
+        return self
+
+
+class SideBySideSpec(Spec):
+    """The canvas on which CF and FA lie beside each other (METHODS 3)."""
+
+    squeeze: bool = Field(default=True, description="Each image at half its width; false: at its full width.")
+
+
+class ControlNetSpec(Spec):
+    """What the ControlNets are shown (METHODS 3)."""
+
+    vessels: Literal["frangi", "masks"] = Field(
+        default="frangi", description="Vessel map: Frangi's filter on the CF, or the data set's masks/vessel/NAME.png."
+    )
+    tile: bool = Field(default=True, description="A second ControlNet sees the image itself, coarse and blurred.")
+    tile_size: int = Field(default=32, ge=4, le=256, description="Side to which the tile image is averaged, in pixels.")
+    scale: float = Field(default=1.0, gt=0, le=2, description="Weight of the ControlNets' residuals.")
+
+
 class SamplerSpec(Spec):
     """How pairs are drawn (METHODS 2, Sampling)."""
 
     scheduler: Scheduler = Scheduler.DDIM
     steps: int = Field(default=50, ge=1, le=1000)
     guidance_scale: float = Field(default=1.0, ge=1.0, le=30.0)
-    initial_noise: NoiseMode = "shared"
+    initial_noise: NoiseMode | None = Field(
+        default=None, description="Default: shared; for side_by_side, trained with one noise all over, independent."
+    )
     step_noise: NoiseMode | None = Field(
         default=None, description="Noise inside a stochastic sampler; default as initial_noise."
     )
     cf_prompt: Prompt = CF_PROMPT
     fa_prompt: Prompt = FA_PROMPT
     negative_prompt: str = Field(default="", max_length=1000)
-
-    @property
-    def resolved_step_noise(self) -> NoiseMode:
-        """Mode of the per-step noise."""
-        return self.step_noise or self.initial_noise
 
 
 class TrainSettings(Spec):
@@ -122,7 +159,12 @@ class TrainSettings(Spec):
     timesteps: Literal["independent", "shared"] = "independent"
     modalities: tuple[Literal["cf", "fa"], ...] = ("cf", "fa")
     lora: LoraSpec = LoraSpec()
-    loss: LossSpec = LossSpec()
+    loss: LossSpec = Field(
+        default=LossSpec(), description="hf_lambda and struct_lambda are 0 by default but in dual_unet."
+    )
+    shared_attention: SharedAttentionSpec | None = Field(default=None, description="For method shared_attention only.")
+    side_by_side: SideBySideSpec | None = Field(default=None, description="For method side_by_side only.")
+    controlnet: ControlNetSpec | None = Field(default=None, description="For method controlnet only.")
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0 switches the moving average off.")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
@@ -138,10 +180,34 @@ class TrainSettings(Spec):
     fa_prompt: Prompt = FA_PROMPT
     seed: Seed = 42
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_method(cls, raw: Any) -> Any:
+        """The other methods were trained on the noise loss alone, two of them with one timestep for both images."""
+        method = raw.get("method", Method.DUAL_UNET) if isinstance(raw, dict) else Method.DUAL_UNET
+        if method == Method.DUAL_UNET or method not in list(Method):
+            return raw
+        filled = dict(raw)
+        loss = filled.get("loss", {})
+        if isinstance(loss, dict):
+            filled["loss"] = {"hf_lambda": 0.0, "struct_lambda": 0.0, **loss}
+        if method in SHARE_TIMESTEPS:
+            filled.setdefault("timesteps", "shared")
+        if filled.get(str(method)) is None:
+            filled[str(method)] = {}
+        return filled
+
     @model_validator(mode="after")
-    def _modalities_named_once(self) -> Self:
+    def _fits_the_method(self) -> Self:
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError("modalities must name cf, fa or both, each once")
+        if self.method is not Method.DUAL_UNET and len(self.modalities) != 2:
+            raise ValueError(f"{self.method} trains both modalities; dual_unet can train one alone")
+        if self.method in SHARE_TIMESTEPS and self.timesteps != "shared":
+            raise ValueError(f"{self.method} has one timestep for both images; leave timesteps out")
+        for other in (Method.SHARED_ATTENTION, Method.SIDE_BY_SIDE, Method.CONTROLNET):
+            if self.method is not other and getattr(self, other) is not None:
+                raise ValueError(f"{other} holds settings of method {other}, and this is {self.method}")
         return self
 
 
@@ -165,6 +231,9 @@ class GenerateSettings(Spec):
     batch_size: int = Field(default=4, ge=1, le=64)
     part_size: int = Field(default=32, ge=1, le=1024)
     sampler: SamplerSpec = SamplerSpec()
+    structures: Literal["dataset", "procedural"] | None = Field(
+        default=None, description="Whose vessels a model of method controlnet draws: a data set's, or procedural eyes'."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 42
 
@@ -183,6 +252,15 @@ class GenerationSpec(GenerateSettings):
 
     kind: Literal[Kind.GENERATION] = Kind.GENERATION
     model_id: Identifier
+    structure_dataset_id: Identifier | None = Field(
+        default=None, description="With structures = dataset: pair i is drawn on its pair i modulo its length."
+    )
+
+    @model_validator(mode="after")
+    def _structures_come_from_somewhere(self) -> Self:
+        if (self.structures == "dataset") != (self.structure_dataset_id is not None):
+            raise ValueError('structure_dataset_id belongs to structures = "dataset", and to nothing else')
+        return self
 
 
 JobSpec = Annotated[TrainingSpec | GenerationSpec, Field(discriminator="kind")]

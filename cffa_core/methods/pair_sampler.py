@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cffa_core.diffusion.sampling import build_scheduler, denoise, draw_noise
-from cffa_core.jobs.spec import SamplerSpec
-from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.errors import InvalidSpec, Problem
+from cffa_core.jobs.spec import NoiseMode, SamplerSpec
+from cffa_core.methods.method import PairMethod, Tensors
 
 OnStep = Callable[[int, int], None]
 
@@ -54,61 +55,85 @@ class PairSampler:
     Every forward has ``batch_size`` pairs; a shorter batch is padded, so that bits do not depend on the company.
     """
 
-    def __init__(self, model: DualUnet, sampler: SamplerSpec, resolution: int, batch_size: int) -> None:
+    def __init__(self, model: PairMethod, sampler: SamplerSpec, resolution: int, batch_size: int) -> None:
         self.model = model
         self.sampler = sampler
         self.batch_size = batch_size
-        self.shape = model.base.latent_shape(resolution)
-        prompts = {"cf": sampler.cf_prompt, "fa": sampler.fa_prompt}
-        self._text = {m: model.base.encode_prompts([prompts[m]]) for m in model.modalities}
+        self.shape = model.noise_shape(resolution)
+        self.initial_noise: NoiseMode = sampler.initial_noise or model.default_noise
+        self.step_noise: NoiseMode = sampler.step_noise or self.initial_noise
+        prompts = model.prompts(sampler.cf_prompt, sampler.fa_prompt)
+        self._text = {b: model.base.encode_prompts([prompts[b]]) for b in model.branches}
         self._negative = model.base.encode_prompts([sampler.negative_prompt]) if sampler.guidance_scale > 1 else None
 
     @torch.no_grad()
-    def draw(self, indices: Sequence[int], seeds: Sequence[int], on_step: OnStep | None = None) -> list[NewPair]:
+    def draw(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+        structures: Sequence[Tensors] = (),
+    ) -> list[NewPair]:
         """Draw at most ``batch_size`` pairs; pair i has ``indices[i]`` as its name and ``seeds[i]`` as its only chance.
 
         A pair depends on (model, seed, sampler, resolution, batch_size), not on its neighbours or its place.
+        ``structures[i]`` are the control images of pair i, ``(3, H, W)`` uint8 by name; raises ``InvalidSpec`` if the
+        model needs them and there are none, or takes none and there are.
         """
         if not 0 < len(seeds) <= self.batch_size or len(indices) != len(seeds):
             raise ValueError(f"a batch takes 1 to {self.batch_size} seeds and as many indices")
-        padded = [*seeds, *[seeds[-1]] * (self.batch_size - len(seeds))]
-        branches = self.latents(padded, on_step).chunk(len(self.model.modalities))
-        latents = dict(zip(self.model.modalities, branches, strict=True))
+        if len(structures) != (len(seeds) if self.model.takes_structure else 0):
+            needed = "needs the structures to draw on" if self.model.takes_structure else "takes no structures"
+            message = f"a model of method {self.model.method.value} {needed}"
+            raise InvalidSpec(message, problems=(Problem("/structures", "structures", message),))
+        missing = self.batch_size - len(seeds)
+        padded = [*seeds, *[seeds[-1]] * missing]
+        shown = [*structures, *list(structures[-1:]) * missing]
+        names = shown[0] if shown else ()
+        rows = self.latents(padded, on_step, {name: torch.stack([images[name] for images in shown]) for name in names})
         return [
-            self._decode(index, seed, {m: rows[i] for m, rows in latents.items()})
+            self._pair(index, seed, self.model.decode(rows, i, self.batch_size))
             for i, (index, seed) in enumerate(zip(indices, seeds, strict=True))
         ]
 
     @torch.no_grad()
-    def latents(self, seeds: Sequence[int], on_step: OnStep | None = None) -> torch.Tensor:
-        """Final latents ``(len(modalities) * B, C, h, w)``: all CF rows, then all FA rows."""
+    def latents(
+        self, seeds: Sequence[int], on_step: OnStep | None = None, structure: Tensors | None = None
+    ) -> torch.Tensor:
+        """Final latents ``(len(branches) * B, C, h, w)``: all rows of the first branch, then of the second.
+
+        ``structure[name] (B, 3, H, W)`` are the control images of the pairs.
+        """
         model, spec = self.model, self.sampler
         device = model.base.device
-        rows = [m for m in model.modalities for _ in seeds]
-        text = torch.cat([self._text[m].expand(len(seeds), -1, -1) for m in model.modalities])
+        rows = [b for b in model.branches for _ in seeds]
+        text = torch.cat([self._text[b].expand(len(seeds), -1, -1) for b in model.branches])
+        shown = model.control_rows({name: images.to(device) for name, images in (structure or {}).items()})
 
-        def noise(label: str, mode: Any) -> torch.Tensor:
+        def noise(label: str, mode: NoiseMode) -> torch.Tensor:
             drawn = draw_noise(seeds, self.shape, model.modalities, mode, model.noise_rotation, label)
-            return drawn.to(device)
+            return model.join(drawn).to(device)
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             if self._negative is None:
-                return model.predict_noise(x, t, text, rows)
+                return model.predict_noise(x, t, text, rows, *((shown,) if shown else ()))
             both = torch.cat([self._negative.expand(len(rows), -1, -1), text])
-            unconditional, conditional = model.predict_noise(torch.cat([x, x]), t, both, rows * 2).chunk(2)
+            twice = {name: torch.cat([images, images]) for name, images in shown.items()}
+            said = model.predict_noise(torch.cat([x, x]), t, both, rows * 2, *((twice,) if twice else ()))
+            unconditional, conditional = said.chunk(2)
             return unconditional + spec.guidance_scale * (conditional - unconditional)
 
         return denoise(
             predict,
             build_scheduler(spec.scheduler, model.base.scheduler_config, spec.steps),
-            noise("z0", spec.initial_noise),
-            lambda i: noise(f"step {i}", spec.resolved_step_noise),
+            noise("z0", self.initial_noise),
+            lambda i: noise(f"step {i}", self.step_noise),
             on_step,
         )
 
-    def _decode(self, index: int, seed: int, latents: dict[str, torch.Tensor]) -> NewPair:
-        # One image per call: the shape the VAE sees is the same for every pair, and memory stays small.
-        images = {m: to_uint8(self.model.base.decode(row.unsqueeze(0))[0]) for m, row in latents.items()}
+    @staticmethod
+    def _pair(index: int, seed: int, decoded: Tensors) -> NewPair:
+        images = {m: to_uint8(image) for m, image in decoded.items()}
         fa = images.get("fa")
         return NewPair(
             index=index,

@@ -12,8 +12,9 @@ from typing import Any
 from cffa_core.errors import ModelUnavailable
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import CF_PROMPT, FA_PROMPT, GenerateSettings, SamplerSpec
-from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.method import PairMethod
 from cffa_core.methods.pair_sampler import PairSampler
+from cffa_core.methods.registry import load_method
 from cffa_core.models.base import load_base
 from cffa_core.rng import pair_seed
 
@@ -32,13 +33,13 @@ def load_sampler(
     only; ``CorruptArtifact`` if the model's files are damaged; ``InvalidSpec`` for prompts the base cannot take.
     """
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
-    trained = DualUnet.load(model, loaded)
+    trained = load_method(model, loaded)
     if len(trained.modalities) != 2:
         raise ModelUnavailable(f"the model was trained on {trained.modalities[0]} alone; a pair needs cf and fa")
     return PairSampler(trained, own_prompts(settings.sampler, trained), settings.resolution, settings.batch_size)
 
 
-def own_prompts(sampler: SamplerSpec, model: DualUnet) -> SamplerSpec:
+def own_prompts(sampler: SamplerSpec, model: PairMethod) -> SamplerSpec:
     """Replace default prompts by those that the model was trained with: it knows no others."""
     trained = {}
     if sampler.cf_prompt == CF_PROMPT:

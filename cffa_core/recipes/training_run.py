@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import torch
 
 from cffa_core import rng
 from cffa_core.data.pairs import PairSet, turn
-from cffa_core.diffusion.latents import LatentCache, Variant, draw_variant
+from cffa_core.diffusion.latents import LatentCache, StructureCache, Variant, draw_variant
 from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.diffusion.rotation import noise_rotation
 from cffa_core.errors import Conflict, NotEnoughData, TrainingDiverged
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import TrainSettings
-from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.method import read_card
 from cffa_core.methods.pair_sampler import PairSampler
+from cffa_core.methods.registry import METHODS
 from cffa_core.models.base import Base
 from cffa_core.models.checkpoint import publish, read_state, write_state
 from cffa_core.recipes.preview import write_previews
@@ -42,6 +44,16 @@ def learning_rate(done: int, steps: int, peak: float) -> float:
     if done < half:
         return peak
     return peak * 0.5 * (1 + math.cos(math.pi * (done - half) / (steps - half)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of one forward: names, by branch ``x0 (B, C, h, w)`` and ``valid (B, 1, h, w)``, and control images."""
+
+    names: list[str]
+    x0: dict[str, torch.Tensor]
+    valid: dict[str, torch.Tensor]
+    structure: dict[str, torch.Tensor]
 
 
 class TrainingRun:
@@ -63,15 +75,17 @@ class TrainingRun:
             raise NotEnoughData("there is no pair to train on")
         self.settings, self.base, self.context, self.digest = settings, base, context, pairs.digest
         self.files = RunFolder(out)
-        self.step = 0
+        self.train, self.step = train, 0
         self.best: dict[str, Any] | None = None
         self.validated: dict[str, Any] | None = None
-        self.model = DualUnet(base, settings, lpips=lpips)
-        prompts = {"cf": settings.cf_prompt, "fa": settings.fa_prompt}
-        self.text = {m: base.encode_prompts([prompts[m]]) for m in self.model.modalities}
-        self.train_latents = LatentCache(train, base.encode_images, turn, self.model.modalities, settings.seed)
-        self.held_latents = LatentCache(held_out, base.encode_images, turn, self.model.modalities, settings.seed)
-        self.weights = self.model.lora.parameters()
+        self.model = METHODS[settings.method](base, settings, lpips=lpips)
+        prompts = self.model.prompts(settings.cf_prompt, settings.fa_prompt)
+        self.text = {b: base.encode_prompts([prompts[b]]) for b in self.model.branches}
+        self.train_latents = LatentCache(train, base.encode_images, turn, self.model.views, settings.seed)
+        self.held_latents = LatentCache(held_out, base.encode_images, turn, self.model.views, settings.seed)
+        self.train_structures = StructureCache(train, self.model.structure, turn)
+        self.held_structures = StructureCache(held_out, self.model.structure, turn)
+        self.weights = [parameter for _, parameter in self.model.named_parameters()]
         self.ema = [weight.detach().clone() for weight in self.weights] if settings.ema_decay else []
         self.optimizer = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.scaler = torch.amp.GradScaler(base.device.type, enabled=settings.precision == "fp16")
@@ -83,7 +97,7 @@ class TrainingRun:
             self._restore(found)
             return
         self.files.clear()
-        if len(self.model.modalities) == 2:
+        if self.model.branches == ("cf", "fa"):
             count = min(ROTATION_PAIRS, len(self.train_latents))
             moments = []
             for index in range(count):
@@ -101,15 +115,20 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, float] = {}
+        names: list[str] = []
         for micro in range(settings.gradient_accumulation):
-            x0, valid = self._batch(self.step * settings.gradient_accumulation + micro, generator)
-            loss, terms = self.model.training_loss(x0, valid, self.text, generator)
+            batch = self._batch(self.step * settings.gradient_accumulation + micro, generator)
+            names += batch.names
+            loss, terms = self.model.training_loss(batch.x0, batch.valid, self.text, generator, batch.structure)
             scaled = self.scaler.scale(loss / settings.gradient_accumulation)
             scaled.backward()  # type: ignore[no-untyped-call]
             for name, term in {"loss": loss.detach(), **terms}.items():
                 sums[name] = sums.get(name, 0.0) + float(term) / settings.gradient_accumulation
         if not math.isfinite(sums["loss"]):
-            raise TrainingDiverged(f"the loss at step {number} is {sums['loss']}; try a smaller learning_rate or fp32")
+            raise TrainingDiverged(
+                f"the loss at step {number} (pairs {', '.join(names)}) is {sums['loss']}; the last good checkpoint is "
+                "kept. Look at these pairs, or train with a smaller learning_rate or in fp32"
+            )
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, settings.max_grad_norm)
         self.scaler.step(self.optimizer)
@@ -136,11 +155,12 @@ class TrainingRun:
             for done, (index, t) in enumerate(draws):
                 moments = self.held_latents.moments(index, Variant())
                 generator = rng.generator(self.settings.seed, "validation", index, t)
-                x0 = {m: found.mean.unsqueeze(0) for m, found in moments.items()}
-                valid = {m: found.valid.unsqueeze(0) for m, found in moments.items()}
-                noise = {m: torch.randn(clean.shape, generator=generator) for m, clean in x0.items()}
-                timesteps = {m: torch.tensor([min(t, self.model.schedule.steps - 1)]) for m in x0}
-                loss, terms = self.model.loss_at(x0, valid, self.text, timesteps, noise)
+                x0 = {b: found.mean.unsqueeze(0) for b, found in moments.items()}
+                valid = {b: found.valid.unsqueeze(0) for b, found in moments.items()}
+                noise = {b: torch.randn(clean.shape, generator=generator) for b, clean in x0.items()}
+                timesteps = {b: torch.tensor([min(t, self.model.schedule.steps - 1)]) for b in x0}
+                structure = {n: x.unsqueeze(0) for n, x in self.held_structures.of(index).items()}
+                loss, terms = self.model.loss_at(x0, valid, self.text, timesteps, noise, structure)
                 for name, term in {"loss": loss, f"loss_t{t}": loss, **terms}.items():
                     share = len(self.held_latents) if name.startswith("loss_t") else len(draws)
                     sums[name] = sums.get(name, 0.0) + float(term) / share
@@ -186,23 +206,25 @@ class TrainingRun:
         """Card of the best model."""
         return read_card(self.files.best)
 
-    def _batch(
-        self, number: int, generator: torch.Generator
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _batch(self, number: int, generator: torch.Generator) -> Batch:
         """Batch ``number`` of the run: pairs in a new order every epoch, each in a drawn variant and posterior."""
         settings, count = self.settings, len(self.train_latents)
-        x0: dict[str, list[torch.Tensor]] = {m: [] for m in self.model.modalities}
-        valid: dict[str, list[torch.Tensor]] = {m: [] for m in self.model.modalities}
+        names: list[str] = []
+        x0: dict[str, list[torch.Tensor]] = {b: [] for b in self.model.branches}
+        valid: dict[str, list[torch.Tensor]] = {b: [] for b in self.model.branches}
+        structure: dict[str, list[torch.Tensor]] = {}
         for place in range(number * settings.batch_size, (number + 1) * settings.batch_size):
             epoch = rng.generator(settings.seed, "epoch", place // count)
             index = int(torch.randperm(count, generator=epoch)[place % count])
-            moments = self.train_latents.moments(
-                index, draw_variant(generator, settings.augment, settings.colour_variants)
-            )
-            for m in self.model.modalities:
-                x0[m].append(moments[m].sample(generator))
-                valid[m].append(moments[m].valid)
-        return {m: torch.stack(x0[m]) for m in x0}, {m: torch.stack(valid[m]) for m in valid}
+            variant = draw_variant(generator, settings.augment, settings.colour_variants)
+            moments = self.train_latents.moments(index, variant)
+            names.append(self.train[index].name)
+            for b in self.model.branches:
+                x0[b].append(moments[b].sample(generator))
+                valid[b].append(moments[b].valid)
+            for name, image in self.train_structures.of(index, variant.turn).items():
+                structure.setdefault(name, []).append(image)
+        return Batch(names, *({n: torch.stack(rows) for n, rows in found.items()} for found in (x0, valid, structure)))
 
     def _save_model(self, folder: Path) -> None:
         now = self.validated if self.validated and self.validated["step"] == self.step else None
@@ -228,7 +250,7 @@ class TrainingRun:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
-        for place, (name, weight) in enumerate(self.model.lora.named_parameters()):
+        for place, (name, weight) in enumerate(self.model.named_parameters()):
             tensors[f"weight/{name}"] = weight
             tensors |= {f"adamw/{name}/{key}": value for key, value in self.optimizer.state[weight].items()}
             if self.ema:
@@ -263,7 +285,7 @@ class TrainingRun:
         self.model.noise_rotation = None if state["noise_rotation"] is None else np.array(state["noise_rotation"])
         self.scaler.load_state_dict(state["scaler"])
         with torch.no_grad():
-            for place, (name, weight) in enumerate(self.model.lora.named_parameters()):
+            for place, (name, weight) in enumerate(self.model.named_parameters()):
                 weight.copy_(tensors[f"weight/{name}"])
                 if self.ema:
                     self.ema[place].copy_(tensors[f"ema/{name}"])

@@ -220,7 +220,7 @@ class Executor:
 
 
 def _without_ids(spec: GenerationSpec) -> GenerateSettings:
-    return GenerateSettings.model_validate(spec.model_dump(exclude={"kind", "model_id"}))
+    return GenerateSettings.model_validate(spec.model_dump(exclude={"kind", "model_id", "structure_dataset_id"}))
 
 
 def _product_name(path: Path) -> str | None:

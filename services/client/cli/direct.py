@@ -183,7 +183,7 @@ def draw_pairs(
 ) -> list[dict[str, Any]]:
     """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order."""
     from cffa_core.jobs.context import FolderContext
-    from cffa_core.methods.dual_unet import read_card
+    from cffa_core.methods.method import read_card
     from cffa_core.recipes.generate import generate_part, load_sampler
 
     places = options.settings()

@@ -84,7 +84,7 @@ def alignment(
 
 def _resolution_of(model: Path) -> int:
     """The resolution a model was trained at."""
-    from cffa_core.methods.dual_unet import read_card
+    from cffa_core.methods.method import read_card
 
     return int(read_card(model)["settings"]["resolution"])
 

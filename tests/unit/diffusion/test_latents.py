@@ -7,7 +7,7 @@ import torch
 
 from cffa_core import rng
 from cffa_core.data.pairs import PairSet, load_pairs, turn
-from cffa_core.diffusion.latents import LatentCache, Variant, colour_variant, draw_variant
+from cffa_core.diffusion.latents import LatentCache, Variant, View, colour_variant, draw_variant
 from cffa_core.models.base import Base
 from tests.pair_folder import write_pair_folder
 
@@ -17,8 +17,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     return load_pairs(write_pair_folder(tmp_path_factory.mktemp("data"), n=3), 64)
 
 
+def both(pair: View) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    return {"cf": (pair.cf, pair.valid_cf), "fa": (pair.fa.expand(3, -1, -1), pair.valid_fa)}
+
+
 def cache_of(pairs: PairSet, base: Base) -> LatentCache:
-    return LatentCache(pairs, base.encode_images, turn, ("cf", "fa"), seed=1)
+    return LatentCache(pairs, base.encode_images, turn, both, seed=1)
 
 
 def test_a_variant_is_encoded_from_the_turned_image(pairs: PairSet, base: Base) -> None:
@@ -37,7 +41,7 @@ def test_each_variant_is_encoded_once_and_only_when_drawn(pairs: PairSet, base: 
         calls.append(images.shape)
         return base.encode_images(images)
 
-    cache = LatentCache(pairs, encode, turn, ("cf", "fa"), seed=1)
+    cache = LatentCache(pairs, encode, turn, both, seed=1)
     assert calls == []
     for _ in range(3):
         cache.moments(0, Variant(turn=2))

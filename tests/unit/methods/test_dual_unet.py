@@ -15,7 +15,8 @@ from cffa_core import rng
 from cffa_core.diffusion.losses import NoiseSchedule
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
 from cffa_core.jobs.spec import LoraSpec, LossSpec, TrainSettings
-from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base, load_base
 from tests.micro_base import write_micro_base
 

@@ -16,7 +16,8 @@ from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.errors import Cancelled, Conflict, ModelUnavailable
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import LoraSpec, LossSpec, TrainSettings
-from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base
 from cffa_core.recipes.train import run_training
 from tests.lpips_weights import random_lpips_tensors, write_lpips_weights

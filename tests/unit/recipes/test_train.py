@@ -16,7 +16,8 @@ from PIL import Image
 from cffa_core.errors import Cancelled, Conflict, CorruptArtifact, TrainingDiverged
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import LoraSpec, SamplerSpec, TrainSettings
-from cffa_core.methods.dual_unet import DualUnet, read_card
+from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base
 from cffa_core.recipes.train import run_training
 from cffa_core.recipes.training_run import learning_rate
