@@ -217,6 +217,10 @@ class TrainingSpec(TrainSettings):
     kind: Literal[Kind.TRAINING] = Kind.TRAINING
     dataset_id: Identifier
 
+    def settings(self) -> TrainSettings:
+        """What a recipe needs of it: no ids."""
+        return TrainSettings.model_validate(self.model_dump(include=set(TrainSettings.model_fields)))
+
 
 class GenerateSettings(Spec):
     """All settings of a generation run, apart from which model it uses.
@@ -261,6 +265,10 @@ class GenerationSpec(GenerateSettings):
         if (self.structures == "dataset") != (self.structure_dataset_id is not None):
             raise ValueError('structure_dataset_id belongs to structures = "dataset", and to nothing else')
         return self
+
+    def settings(self) -> GenerateSettings:
+        """What a recipe needs of it: no ids."""
+        return GenerateSettings.model_validate(self.model_dump(include=set(GenerateSettings.model_fields)))
 
 
 JobSpec = Annotated[TrainingSpec | GenerationSpec, Field(discriminator="kind")]

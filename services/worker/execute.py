@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cffa_core.errors import Cancelled, CorruptArtifact
 from cffa_core.jobs.records import NewModel, StoredFiles
-from cffa_core.jobs.spec import GenerateSettings, GenerationSpec, TrainingSpec, TrainSettings
+from cffa_core.jobs.spec import GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.recipes.archive import merge_archives, write_part_archive
 from cffa_core.rng import numerics_key
@@ -64,7 +64,7 @@ class Executor:
 
         out = Path(order.folder) / "run"
         out.mkdir()
-        settings = TrainSettings.model_validate(spec.model_dump(exclude={"kind", "dataset_id"}))
+        settings = spec.settings()
         model = run_training(
             settings,
             dataset,
@@ -84,7 +84,7 @@ class Executor:
         return Done(stored=StoredFiles(files), info={"model": model})
 
     def _generate(self, order: WorkOrder, spec: GenerationSpec, context: UnitContext) -> Done:
-        settings = _without_ids(spec)
+        settings = spec.settings()
         self._remove_leavings(order, f"jobs/{order.job_id}/parts/{order.index:05d}/")
         if self._sampler is None:
             model = self._input(order, "model", context)
@@ -159,7 +159,7 @@ class Executor:
         files = {name: {"size": info.size, "sha256": info.sha256} for name, info in sorted(products.items())}
         manifest = {
             "format": "cffa-training/1",
-            "spec": spec.model_dump(mode="json", exclude={"kind", "dataset_id"}),
+            "spec": spec.settings().model_dump(mode="json"),
             "model_digest": digest,
             "numerics_key": order.numerics_key,
             "files": files,
@@ -205,7 +205,7 @@ class Executor:
 
     def _header(self, order: WorkOrder, spec: GenerationSpec) -> dict[str, Any]:
         return {
-            "spec": _without_ids(spec).model_dump(mode="json"),
+            "spec": spec.settings().model_dump(mode="json"),
             "model_digest": order.facts["model_digest"],
             # The first part of a job is ordered before the job is bound to a key; it was accepted under this one.
             "numerics_key": order.numerics_key or self._numerics_key,
@@ -217,10 +217,6 @@ class Executor:
     def _put_json(self, order: WorkOrder, name: str, value: dict[str, Any]) -> ObjectInfo:
         text = json.dumps(value, indent=1, sort_keys=True) + "\n"
         return self._objects.put_bytes(self._result_key(order, name), text.encode())
-
-
-def _without_ids(spec: GenerationSpec) -> GenerateSettings:
-    return GenerateSettings.model_validate(spec.model_dump(exclude={"kind", "model_id", "structure_dataset_id"}))
 
 
 def _product_name(path: Path) -> str | None:

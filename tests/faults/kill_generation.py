@@ -13,7 +13,7 @@ from typing import Any
 
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.records import Job
-from cffa_core.jobs.spec import GenerateSettings, GenerationSpec, SamplerSpec, Scheduler
+from cffa_core.jobs.spec import GenerationSpec, SamplerSpec, Scheduler
 from cffa_core.jobs.state import UnitKind
 from cffa_core.recipes.archive import merge_archives, verify_archive, write_part_archive
 from cffa_core.recipes.generate import generate_part, load_sampler
@@ -78,7 +78,7 @@ def _reference(place: Place, finished: Job, model: Path) -> Reference:
     """Sample directly, under the numerics key that the job is bound to."""
     key = f"kill_generation {finished.spec.seed} {finished.numerics_key}"
     if key not in place.kept:
-        settings = GenerateSettings.model_validate(finished.spec.model_dump(exclude={"kind", "model_id"}))
+        settings = finished.spec.settings()
         header: dict[str, Any] = {"spec": settings.model_dump(mode="json"), "model_digest": DIGEST}
         header["numerics_key"] = finished.numerics_key
         out = place.new_folder()

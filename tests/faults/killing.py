@@ -16,7 +16,6 @@ import torch
 
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.records import Job
-from cffa_core.jobs.spec import TrainSettings
 from cffa_core.jobs.state import TERMINAL
 from cffa_core.recipes.train import run_training
 from cffa_core.storage.manifest import fetch_files
@@ -93,10 +92,9 @@ def train_directly(world: FaultWorld, job: Job, out: Path) -> dict[str, object]:
     """Run a training job's spec in this process, without service or interruption, into ``out``; returns the card."""
     folder = out.with_name(f"{out.name}-dataset")
     fetch_files(world.objects, world.store.get_dataset(OWNER, job.spec.dataset_id).stored, folder)
-    settings = TrainSettings.model_validate(job.spec.model_dump(exclude={"kind", "dataset_id"}))
     context = FolderContext(out.with_name(f"{out.name}-context"))
     with one_thread():
-        return run_training(settings, folder, "micro", out, context, models_dir=world.settings.models_dir)
+        return run_training(job.spec.settings(), folder, "micro", out, context, models_dir=world.settings.models_dir)
 
 
 def digests(folder: Path) -> dict[str, str]:
