@@ -1,12 +1,14 @@
-"""Estimates with intervals: a mean, median or 95th percentile over pairs, resampled by EYE.
+"""Estimates with intervals, resampled by EYE, and scores: an estimate or the reason why there is none.
 
-Crops of one eye are not independent, so whole eyes are drawn (cluster bootstrap). Knows numbers and group names only.
+Crops of one eye are not independent, so whole eyes are drawn (cluster bootstrap). Statistics that duplicates would
+distort (distances to neighbours, KID, Vendi) take random halves without replacement instead. Knows numbers and group
+names only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from cffa_core.rng import derive_seed
 
 DRAWS = 1000
 LEVEL = 0.95
+HALVES = 100
 MIN_EYES = 3  # with fewer groups an interval would say nothing
 
 Values = npt.NDArray[np.float64]
@@ -84,3 +87,56 @@ def estimate(
     if count >= MIN_EYES:
         low, high = interval(draws(values, eyes, statistic, seed=seed, label=label))
     return Estimate(statistic(values), low, high, len(values), count)
+
+
+@dataclass(frozen=True)
+class Score:
+    """An estimate, or ``refused``: the reason why there is none. ``n`` pairs stood behind it either way.
+
+    ``detail`` holds the numbers that belong to it (sizes of the other side, of subsets, of features).
+    """
+
+    n: int
+    estimate: Estimate | None = None
+    refused: str | None = None
+    detail: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: value, low, high (None where refused), n, eyes, refused, and the details."""
+        nothing = {"value": None, "low": None, "high": None, "n": self.n, "eyes": None}
+        found = nothing if self.estimate is None else self.estimate.to_dict()
+        details = {name: round(value, 6) for name, value in self.detail.items()}
+        return {**found, "refused": self.refused, **details}
+
+
+def half_samples(eyes: Sequence[str], size: int, *, seed: int, label: str) -> npt.NDArray[np.intp]:
+    """Indices (:data:`HALVES`, ``size``) of random subsets without replacement: whole eyes until ``size`` is reached.
+
+    With ``size`` half of the set, a statistic's spread over them is about the sampling error of that statistic on the
+    whole set (delete-half jackknife, Shao and Wu 1989). Raises ``ValueError`` if there are fewer than ``size`` pairs.
+    """
+    if size > len(eyes):
+        raise ValueError(f"{size} of {len(eyes)} pairs cannot be drawn")
+    groups: dict[str, list[int]] = {}
+    for index, eye in enumerate(eyes):
+        groups.setdefault(eye, []).append(index)
+    names = sorted(groups)
+    rng = np.random.default_rng(derive_seed(seed, "halves", label))
+    drawn = [
+        np.concatenate([rng.permutation(groups[names[i]]) for i in rng.permutation(len(names))])[:size]
+        for _ in range(HALVES)
+    ]
+    return np.array(drawn)
+
+
+def estimate_from_halves(values: Values, n: int, eyes: int, value: float | None = None) -> Estimate:
+    """Estimate of ``n`` pairs from the values on random halves: their mean and their 95 % range.
+
+    Where the statistic of the whole set is known, ``value``, it is the estimate and the range is moved onto it.
+    """
+    middle = float(values.mean())
+    at = middle if value is None else value
+    if eyes < MIN_EYES:
+        return Estimate(at, None, None, n, eyes)
+    low, high = interval(values - middle + at)
+    return Estimate(at, low, high, n, eyes)
