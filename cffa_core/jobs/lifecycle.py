@@ -12,12 +12,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cffa_core.errors import Conflict, InvalidSpec, NotFound, Problem
-from cffa_core.jobs.catalog import get_dataset, get_model, model_keys, pointed_keys
+from cffa_core.errors import Conflict, Problem
+from cffa_core.jobs.catalog import model_keys, pointed_keys
+from cffa_core.jobs.inputs import checked_inputs
 from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.rows import new_id
 from cffa_core.jobs.schema import clock, idempotency, jobs, owners, units
-from cffa_core.jobs.spec import SPEC_VERSION, GenerationSpec, JobSpec, TrainingSpec
+from cffa_core.jobs.spec import SPEC_VERSION, EvaluationSpec, GenerationSpec, JobSpec, TrainingSpec
 from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState
 
 
@@ -33,17 +34,18 @@ def create(
         known = _replayed(connection, owner, idempotency_key, digest)
         if known is not None:
             return known, False
-    _check_inputs(connection, owner, spec)
+    spec = checked_inputs(connection, owner, spec)
     if connection.scalar(sa.select(owners.c.owner).where(owners.c.owner == owner)) is None:
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         connection.execute(insert(owners).values(owner=owner, served_turn=0).on_conflict_do_nothing())
     now = connection.scalar(sa.select(clock())) or 0.0
+    work = _work(spec)
     connection.execute(
         jobs.insert().values(
             id=job_id,
             owner=owner,
             kind=spec.kind.value,
-            spec=body,
+            spec=spec.model_dump(mode="json"),
             spec_version=SPEC_VERSION,
             state=JobState.QUEUED.value,
             version=0,
@@ -54,13 +56,10 @@ def create(
             requested=spec.count if isinstance(spec, GenerationSpec) else 0,
             generated=0,
             busy_seconds=0.0,
-            waiting=1 if isinstance(spec, TrainingSpec) else spec.parts,
+            waiting=len(work),
         )
     )
-    if isinstance(spec, TrainingSpec):
-        connection.execute(units.insert(), [new_unit(job_id, UnitKind.TRAIN, 0, now)])
-    else:
-        connection.execute(units.insert(), [new_unit(job_id, UnitKind.PART, part, now) for part in range(spec.parts)])
+    connection.execute(units.insert(), [new_unit(job_id, kind, index, now) for kind, index in work])
     if idempotency_key is not None:
         connection.execute(
             idempotency.insert().values(owner=owner, key=idempotency_key, body_sha256=digest, job_id=job_id)
@@ -69,6 +68,15 @@ def create(
     job.note("created", kind=spec.kind.value)
     job.save()
     return job_id, True
+
+
+def _work(spec: JobSpec) -> list[tuple[UnitKind, int]]:
+    """Kind and index of each unit a job begins with."""
+    if isinstance(spec, TrainingSpec):
+        return [(UnitKind.TRAIN, 0)]
+    if isinstance(spec, EvaluationSpec):
+        return [(UnitKind.EVALUATE, 0)]
+    return [(UnitKind.PART, part) for part in range(spec.parts)]
 
 
 def new_unit(job_id: str, kind: UnitKind, index: int, now: float) -> dict[str, Any]:
@@ -104,19 +112,6 @@ def _replayed(connection: sa.Connection, owner: str, key: str, digest: str) -> s
         )
         raise Conflict(problem.message, problems=(problem,))
     return str(row.job_id)
-
-
-def _check_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> None:
-    try:
-        if isinstance(spec, TrainingSpec):
-            pointer = "/dataset_id"
-            get_dataset(connection, owner, spec.dataset_id)
-        else:
-            pointer = "/model_id"
-            get_model(connection, owner, spec.model_id)
-    except NotFound as error:
-        problem = Problem(pointer, "not_found", f"{error.message}; name one of your own")
-        raise InvalidSpec("the job specification names something that does not exist", problems=(problem,)) from error
 
 
 def cancel(connection: sa.Connection, owner: str, job_id: str) -> None:

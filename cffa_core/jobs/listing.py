@@ -15,7 +15,15 @@ import sqlalchemy as sa
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.catalog import pointed_keys
-from cffa_core.jobs.pace import Measured, Place, UnitPace, job_progress, measured_rate, seconds_until_done
+from cffa_core.jobs.pace import (
+    Measured,
+    Place,
+    UnitPace,
+    job_progress,
+    measured_rate,
+    seconds_left,
+    seconds_until_done,
+)
 from cffa_core.jobs.queue import live_workers, measured, places
 from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part
 from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
@@ -87,9 +95,10 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | 
                 pace_from=unit.pace_from,
                 pace_since=unit.pace_since,
                 reported_at=unit.reported_at,
+                seconds=max(0.0, (unit.reported_at or 0.0) - (unit.claimed_at or 0.0)),
             )
         )
-    found = [_job_of(row, work[row.id]) for row in rows]
+    found = [_timed(connection, _job_of(row, work[row.id]), work[row.id]) for row in rows]
     if cap is None:
         return found
     waits = {row.id for row in rows if row.waiting and row.state in _WAITS and not any(u.live for u in work[row.id])}
@@ -99,6 +108,14 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | 
         timed = measured(connection, kind) if workers else []
         found = [_in_line(job, line[job.id], timed, workers, cap) if job.id in line else job for job in found]
     return found
+
+
+def _timed(connection: sa.Connection, job: Job, work: Sequence[UnitPace]) -> Job:
+    """An evaluation in hand with the time left by what others took; any other job as it is."""
+    if job.kind is not Kind.EVALUATION or not any(unit.live for unit in work):
+        return job
+    left = seconds_left(measured_rate(job.spec, measured(connection, job.kind)), work)
+    return replace(job, progress=replace(job.progress, eta_seconds=left))
 
 
 def _in_line(job: Job, place: Place, timed: Sequence[Measured], workers: int, cap: int) -> Job:

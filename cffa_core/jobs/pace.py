@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from cffa_core.jobs.records import Progress
-from cffa_core.jobs.spec import GenerationSpec, JobSpec
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec
 from cffa_core.jobs.state import JobState
 
 
 @dataclass(frozen=True)
 class UnitPace:
-    """What a unit last reported. ``pace_since``/``pace_from``: when this stage began, and at which ``current``."""
+    """What a unit last reported. ``pace_since``/``pace_from``: when this stage began, and at which ``current``.
+
+    ``seconds`` are those from its claim to its newest report.
+    """
 
     index: int
     live: bool
@@ -23,6 +26,7 @@ class UnitPace:
     pace_from: int = 0
     pace_since: float | None = None
     reported_at: float | None = None
+    seconds: float = 0.0
 
     @property
     def fraction(self) -> float:
@@ -46,10 +50,13 @@ def job_progress(
     Generation counts pairs: committed ones plus the finished share of parts in hand; its rate is that of committed
     parts (``busy_seconds`` of one worker for ``generated`` pairs), before the first one that of the parts in hand,
     times the live workers. Training shows the stage its unit reports; time left is known only for the stage that
-    counts the steps of the spec, since a validation or a preview says nothing about the rest.
+    counts the steps of the spec, since a validation or a preview says nothing about the rest. So it is with an
+    evaluation, all of whose stages differ: how long it takes is known from earlier ones (:func:`seconds_left`).
     """
     if isinstance(spec, GenerationSpec):
         return _generation(spec, state, generated, busy_seconds, work)
+    if isinstance(spec, EvaluationSpec):
+        return _evaluation(state, work)
     if state in (JobState.FINALIZING, JobState.SUCCEEDED):
         return Progress(state.value, spec.steps, spec.steps, 0.0)
     unit = work[0] if work else None
@@ -87,9 +94,27 @@ def _generation(
     return Progress(stage, current, spec.count, per_pair * left / len(live) if per_pair is not None else None)
 
 
+def _evaluation(state: JobState, work: Sequence[UnitPace]) -> Progress:
+    if state in (JobState.FINALIZING, JobState.SUCCEEDED):
+        return Progress(state.value, 1, 1, 0.0)
+    unit = next((unit for unit in work if unit.live and unit.stage), None)
+    return Progress(state.value) if unit is None else Progress(unit.stage or "", unit.current, unit.total)
+
+
+def seconds_left(rate: float | None, work: Sequence[UnitPace]) -> float | None:
+    """Time until an evaluation in hand is done, if those like it took ``rate`` seconds each; None if unknown.
+
+    One that takes longer than they did says nothing instead of "now".
+    """
+    live = next((unit for unit in work if unit.live), None)
+    if rate is None or live is None or live.seconds >= rate:
+        return None
+    return rate - live.seconds
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a job with waiting units stands. Sizes are what is left, in pairs or training steps.
+    """Where a job with waiting units stands. Sizes are what is left: pairs, training steps, or one evaluation.
 
     ``position`` counts the jobs that were not begun, 1 = next (None for one that was begun). ``units`` and ``size`` are
     its own, ``units_before`` and ``size_before`` those that its owner has before it; ``others`` holds (units, size) of
@@ -124,7 +149,7 @@ def seconds_until_done(place: Place, rate: float | None, workers: int, cap: int 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job took: seconds of one worker for so many pairs or training steps; ``spec`` as stored."""
+    """What a job took: seconds of one worker for so many pairs, training steps or evaluations; ``spec`` as stored."""
 
     spec: dict[str, Any]
     seconds: float
@@ -132,7 +157,7 @@ class Measured:
 
 
 def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
-    """Seconds of one worker per pair or step of ``spec``; None if nothing was measured.
+    """Seconds of one worker per pair, step or evaluation of ``spec``; None if nothing was measured.
 
     Jobs whose settings cost the same count alone, if there are any.
     """
@@ -142,11 +167,15 @@ def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
 
 
 def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
-    """Whether a stored spec of the same kind costs about as much per pair or step as ``spec``."""
+    """Whether a stored spec of the same kind costs about as much per pair, step or evaluation as ``spec``."""
     if isinstance(spec, GenerationSpec):
         mine = (spec.resolution, spec.sampler.steps, spec.sampler.guidance_scale > 1.0)
         sampler = other["sampler"]
         return mine == (other["resolution"], sampler["steps"], sampler["guidance_scale"] > 1.0)
+    if isinstance(spec, EvaluationSpec):
+        own = (spec.extractor, spec.extractor_model, spec.base, spec.max_pairs, spec.train_dataset_id is None)
+        settings = (other[name] for name in ("extractor", "extractor_model", "base", "max_pairs"))
+        return own == (*settings, other["train_dataset_id"] is None)
     like = (spec.method.value, spec.base, spec.resolution, spec.batch_size, spec.gradient_accumulation)
     names = ("method", "base", "resolution", "batch_size", "gradient_accumulation")
     return like == tuple(other[name] for name in names)

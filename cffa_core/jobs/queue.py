@@ -125,27 +125,33 @@ def places(connection: sa.Connection, kind: Kind, job_ids: Collection[str]) -> d
 
 
 def _size(kind: Kind) -> sa.ColumnElement[Any]:
-    """What is left of a job in the unit its rate is measured in: pairs, or steps of training."""
+    """What is left of a job in the unit its rate is measured in: pairs, steps of training, or whole evaluations."""
     if kind is Kind.TRAINING:
         steps: sa.ColumnElement[Any] = jobs.c.spec["steps"].as_integer()
         return steps
+    if kind is Kind.EVALUATION:
+        return sa.literal(1)
     return jobs.c.requested - jobs.c.generated
 
 
 def measured(connection: sa.Connection, kind: Kind) -> list[Measured]:
-    """What the newest jobs of a kind took: generation as far as it got, training that came to its end."""
+    """What the newest jobs of a kind took: generation as far as it got, the others that came to their end."""
     query = (
         sa.select(jobs.c.spec, jobs.c.busy_seconds, jobs.c.generated)
         .where(jobs.c.kind == kind.value, sa.literal_column("jobs.busy_seconds > 0", sa.Boolean()))
         .order_by(jobs.c.number.desc())
         .limit(NEWEST_MEASURED)
     )
-    if kind is Kind.TRAINING:
+    if kind is not Kind.GENERATION:
         query = query.where(jobs.c.state.in_([JobState.FINALIZING.value, JobState.SUCCEEDED.value]))
-    return [
-        Measured(row.spec, row.busy_seconds, row.spec["steps"] if kind is Kind.TRAINING else row.generated)
-        for row in connection.execute(query)
-    ]
+    return [Measured(row.spec, row.busy_seconds, _done(kind, row)) for row in connection.execute(query)]
+
+
+def _done(kind: Kind, row: sa.Row[dict[str, Any], float, int]) -> int:
+    """How much of what its rate is measured in a measured job has done."""
+    if kind is Kind.TRAINING:
+        return int(row.spec["steps"])
+    return 1 if kind is Kind.EVALUATION else int(row.generated)
 
 
 def live_workers(connection: sa.Connection, kind: Kind) -> int:

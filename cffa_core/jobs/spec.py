@@ -1,4 +1,4 @@
-"""The contracts of the service: what a training job and a generation job ask for.
+"""The contracts of the service: what jobs of training, of generation and of evaluation ask for.
 
 Pydantic models, validated when a job is posted and stored as JSON in the record; a recipe gets the same object. They
 say what to compute, never where (no paths, hosts or devices). ``SPEC_VERSION`` rises when a stored
@@ -20,6 +20,7 @@ CF_PROMPT = "A high quality color fundus photograph, retinal structure"
 FA_PROMPT = "A high quality fluorescein angiography image, bright retinal vessels"
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z]+_[0-9a-z]{20}$")]
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 BaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?$", max_length=200)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Resolution = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
@@ -40,6 +41,7 @@ class Kind(StrEnum):
 
     TRAINING = "training"
     GENERATION = "generation"
+    EVALUATION = "evaluation"
 
 
 class Scheduler(StrEnum):
@@ -56,6 +58,10 @@ class Scheduler(StrEnum):
 NoiseMode = Literal["shared", "rotated", "independent"]
 # Methods in which both images are at the same point of the noise scale, in training as in sampling.
 SHARE_TIMESTEPS = (Method.SHARED_ATTENTION, Method.SIDE_BY_SIDE)
+
+
+# Methods whose pairs are drawn on a structure that is given.
+ON_STRUCTURES = (Method.CONTROLNET,)
 
 
 class Spec(BaseModel):
@@ -189,6 +195,8 @@ class TrainSettings(Spec):
             return raw
         filled = dict(raw)
         loss = filled.get("loss", {})
+        if isinstance(loss, LossSpec):
+            loss = loss.model_dump(exclude_unset=True)
         if isinstance(loss, dict):
             filled["loss"] = {"hf_lambda": 0.0, "struct_lambda": 0.0, **loss}
         if method in SHARE_TIMESTEPS:
@@ -271,8 +279,70 @@ class GenerationSpec(GenerateSettings):
         return GenerateSettings.model_validate(self.model_dump(include=set(GenerateSettings.model_fields)))
 
 
-JobSpec = Annotated[TrainingSpec | GenerationSpec, Field(discriminator="kind")]
+class EvaluateSettings(Spec):
+    """All settings of an evaluation, apart from which pairs it measures against which (METHODS 8)."""
+
+    extractor: Literal["filters", "vit"] = Field(
+        default="filters", description="Feature extractor: a filter bank without weights, or a vision transformer."
+    )
+    extractor_model: FolderName | None = Field(
+        default=None, description="With extractor vit: the transformer's folder (DINOv2, RETFound) in CFFA_MODELS_DIR."
+    )
+    base: BaseName | None = Field(
+        default="tiny", description="Base whose VAE the real pairs go through before they are the ceiling; null: none."
+    )
+    max_pairs: int = Field(default=256, ge=2, le=10_000, description="Of a larger set a seeded choice is measured.")
+    seed: Seed = 42
+
+    @model_validator(mode="after")
+    def _transformer_is_named(self) -> Self:
+        if (self.extractor == "vit") != (self.extractor_model is not None):
+            raise ValueError('extractor_model belongs to extractor = "vit", and to no other')
+        return self
+
+
+class EvaluationSpec(EvaluateSettings):
+    """An evaluation job: the pairs of a generation job, or a data set of pairs, against real ones."""
+
+    kind: Literal[Kind.EVALUATION] = Kind.EVALUATION
+    generation_job_id: Identifier | None = Field(default=None, description="A succeeded job whose pairs are measured.")
+    pairs_dataset_id: Identifier | None = Field(default=None, description="Or: a data set whose pairs are measured.")
+    reference_dataset_id: Identifier = Field(description="Real pairs, best ones that no training has seen.")
+    train_dataset_id: Identifier | None = Field(
+        default=None,
+        description="Pairs that the model was trained on; memorisation is measured against them. Left out with a "
+        "generation job, it is the data set of its model's training, if the record still knows it.",
+    )
+
+    @model_validator(mode="after")
+    def _sets_are_named_once(self) -> Self:
+        if (self.generation_job_id is None) == (self.pairs_dataset_id is None):
+            raise ValueError("name what is measured: generation_job_id or pairs_dataset_id, one of the two")
+        if self.reference_dataset_id in (self.pairs_dataset_id, self.train_dataset_id):
+            raise ValueError(
+                "reference_dataset_id must be another data set than pairs_dataset_id and train_dataset_id: a set "
+                "measured against itself says nothing; upload the held-out pairs as a data set of their own"
+            )
+        return self
+
+    def settings(self) -> EvaluateSettings:
+        """What a recipe needs of it: no ids."""
+        return EvaluateSettings.model_validate(self.model_dump(include=set(EvaluateSettings.model_fields)))
+
+
+JobSpec = Annotated[TrainingSpec | GenerationSpec | EvaluationSpec, Field(discriminator="kind")]
 _JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+
+def check_structures(method: Method, structures: str | None) -> None:
+    """Raise ``InvalidSpec`` (pointer ``/structures``) if a model of ``method`` cannot be drawn from with them."""
+    if (method in ON_STRUCTURES) == (structures is not None):
+        return
+    if structures is None:
+        message = f"a model of method {method} draws on structures; say which: procedural, or a data set's"
+    else:
+        message = f"a model of method {method} takes no structures; leave structures out"
+    raise InvalidSpec(message, problems=(Problem("/structures", "structures", message),))
 
 
 def parse_spec(raw: dict[str, Any]) -> JobSpec:

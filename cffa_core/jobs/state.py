@@ -39,6 +39,7 @@ class UnitKind(StrEnum):
 
     TRAIN = "train"
     PART = "part"
+    EVALUATE = "evaluate"
     FINALIZE = "finalize"
 
 

@@ -36,6 +36,7 @@ from services.api import (
     models,
     pairs,
     problems,
+    reports,
     scratch,
     web,
 )
@@ -45,8 +46,11 @@ from services.api.request_log import RequestLog
 
 TAGS = [
     {"name": "data sets", "description": "Checked pairs of real images, the input of training."},
-    {"name": "jobs", "description": "Training and generation: post, watch, cancel, pause, resume, retry, delete."},
-    {"name": "results", "description": "What jobs made: pairs, archives, checkpoints, metrics."},
+    {
+        "name": "jobs",
+        "description": "Training, generation, evaluation: post, watch, cancel, pause, resume, retry, delete.",
+    },
+    {"name": "results", "description": "What jobs made: pairs, archives, reports, checkpoints, metrics."},
     {"name": "models", "description": "Products of training jobs, the input of generation."},
     {"name": "blobs", "description": "Signed, expiring links to stored bytes; they need no other permission."},
     {"name": "service", "description": "Queue, workers, health and metrics."},
@@ -104,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     documentation.install(app, open_paths=keys.OPEN if cluster else None)
-    for part in (health, metrics, datasets, jobs, events, pairs, archives, models, web):
+    for part in (health, metrics, datasets, jobs, events, pairs, archives, reports, models, web):
         app.include_router(part.router)
     if gate is None:
         app.include_router(blobs.router)  # a cluster's object store serves its links itself

@@ -21,7 +21,7 @@ from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBacken
 from services.api.paging import PageSize, PageToken
 from services.api.problems import Answers, documented
 from services.api.ranges import etag_matches
-from services.api.schemas import GenerationJobRequest, JobList, JobView, TrainingJobRequest
+from services.api.schemas import EvaluationJobRequest, GenerationJobRequest, JobList, JobView, TrainingJobRequest
 
 LONGEST_WAIT = 30
 WATCH_SECONDS = 0.25
@@ -59,6 +59,22 @@ def post_generation_job(
     request: GenerationJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue the making of `count` pairs with a model. Parts of the result can be downloaded while the job runs."""
+    return _create(backend, owner, request.spec(), request.priority, idempotency_key)
+
+
+@router.post(
+    "/v1/evaluation-jobs",
+    status_code=202,
+    response_model=JobView,
+    operation_id="postEvaluationJob",
+    summary="Post an evaluation job",
+    responses=documented(400, 403, 413, 422, 503),
+)
+def post_evaluation_job(
+    request: EvaluationJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue the measuring of pairs, made by a generation job or uploaded, against real ones. The product is a report:
+    alignment, fidelity, diversity, and memorisation where the training pairs are known."""
     return _create(backend, owner, request.spec(), request.priority, idempotency_key)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
@@ -70,7 +70,7 @@ class ArchiveList(BaseModel):
 
 
 class StoredFileView(BaseModel):
-    """One published file of a model or a checkpoint."""
+    """One published file of a model or a report; the URL is signed and expires."""
 
     name: str
     bytes: int
@@ -115,6 +115,21 @@ class MetricList(BaseModel):
 
     items: list[MetricPoint]
     next_since_step: int | None
+
+
+class ReportView(BaseModel):
+    """What an evaluation found (``report``), and its files: the same as JSON and Markdown, and the pictures."""
+
+    model_config = example(
+        {
+            "report": {"format": "cffa-evaluation/1"},
+            "files": [{"name": "report.md", "bytes": 4321, "sha256": SHA, "url": "http://127.0.0.1:8008/v1/blobs/T"}],
+            "expires_at": NOON,
+        }
+    )
+    report: dict[str, Any]
+    files: list[StoredFileView]
+    expires_at: datetime
 
 
 class ModelView(BaseModel):

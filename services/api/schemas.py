@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from cffa_core.jobs.records import Counts, Dataset, Event, Job, Progress
-from cffa_core.jobs.spec import GenerationSpec, JobSpec, Kind, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, TrainingSpec
 from cffa_core.jobs.state import TERMINAL, JobState
 
 JOB = "job_0123456789abcdefghij"
@@ -20,6 +20,8 @@ DATASET = "ds_0123456789abcdefghij"
 MODEL = "mdl_0123456789abcdefghij"
 NOON = "2026-11-21T12:00:00Z"
 SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+PRODUCTS = {Kind.TRAINING: ["checkpoints"], Kind.GENERATION: ["pairs", "archives"], Kind.EVALUATION: ["report"]}
 
 Priority = Annotated[int, Field(ge=-100, le=100, description="Among one owner's jobs, higher goes first.")]
 
@@ -32,7 +34,17 @@ class TrainingJobRequest(TrainingSpec):
     """A training job as posted."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"dataset_id": DATASET, "base": "tiny", "steps": 2000, "batch_size": 1}]}
+        json_schema_extra={
+            "examples": [
+                {"dataset_id": DATASET, "base": "tiny", "steps": 2000, "batch_size": 1},
+                {
+                    "dataset_id": DATASET,
+                    "method": "shared_attention",
+                    "shared_attention": {"max_resolution": 32, "step_range": [0.0, 0.6]},
+                    "steps": 2000,
+                },
+            ]
+        }
     )
     priority: Priority = 0
 
@@ -56,6 +68,19 @@ class GenerationJobRequest(GenerationSpec):
     def spec(self) -> GenerationSpec:
         """The part that is stored and computed."""
         return GenerationSpec.model_validate(self.model_dump(exclude={"priority"}))
+
+
+class EvaluationJobRequest(EvaluationSpec):
+    """An evaluation job as posted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"generation_job_id": JOB, "reference_dataset_id": DATASET, "max_pairs": 256}]}
+    )
+    priority: Priority = 0
+
+    def spec(self) -> EvaluationSpec:
+        """The part that is stored and computed."""
+        return EvaluationSpec.model_validate(self.model_dump(exclude={"priority"}))
 
 
 class CountsView(BaseModel):
@@ -140,7 +165,7 @@ class JobView(BaseModel):
     @classmethod
     def of(cls, job: Job) -> Self:
         names = ["events", "metrics"]
-        names += ["checkpoints"] if job.kind is Kind.TRAINING else ["pairs", "archives"]
+        names += PRODUCTS[job.kind]
         here = f"/v1/jobs/{job.id}"
         return cls(
             id=job.id,

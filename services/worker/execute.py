@@ -10,18 +10,20 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cffa_core.errors import Cancelled, CorruptArtifact
 from cffa_core.jobs.records import NewModel, StoredFiles
-from cffa_core.jobs.spec import GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.recipes.archive import merge_archives, write_part_archive
 from cffa_core.rng import numerics_key
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectInfo, ObjectStore, part_key, result_key
 from services.worker.channel import Channel
+from services.worker.evaluate import evaluate, finish_evaluation
 from services.worker.job_context import UnitContext
 from services.worker.protocol import Done, Ready, WorkOrder
 from services.worker.scratch import cached, files_digest
@@ -52,6 +54,8 @@ class Executor:
             if order.kind is UnitKind.TRAIN:
                 return self._train(order, order.spec, context)
             return self._finish_training(order, order.spec, context)
+        if isinstance(order.spec, EvaluationSpec):
+            return self._evaluate(order, order.spec, context)
         if order.kind is UnitKind.PART:
             return self._generate(order, order.spec, context)
         return self._finish_generation(order, order.spec, context)
@@ -59,7 +63,7 @@ class Executor:
     def _train(self, order: WorkOrder, spec: TrainingSpec, context: UnitContext) -> Done:
         dataset = self._input(order, "dataset", context)
         self._remove_leavings(order, f"jobs/{order.job_id}/")
-        device = self._prepare(spec)
+        device = self._prepare(spec.precision, spec.batch_size)
         from cffa_core.recipes.train import run_training
 
         out = Path(order.folder) / "run"
@@ -88,13 +92,13 @@ class Executor:
         self._remove_leavings(order, f"jobs/{order.job_id}/parts/{order.index:05d}/")
         if self._sampler is None:
             model = self._input(order, "model", context)
-            device = self._prepare(spec)
+            device = self._prepare(spec.precision, spec.batch_size)
             from cffa_core.recipes.generate import load_sampler
 
             base = _read_card(model / "model.json")["base"]["name"]
             self._sampler = load_sampler(settings, model, base, device, models_dir=self._settings.models_dir)
         else:
-            self._prepare(spec)
+            self._prepare(spec.precision, spec.batch_size)
         from cffa_core.recipes.generate import generate_part
 
         folder = Path(order.folder) / "part"
@@ -173,7 +177,14 @@ class Executor:
             model=NewModel(digest=digest, card=card, stored=model),
         )
 
-    def _prepare(self, spec: TrainingSpec | GenerationSpec) -> str:
+    def _evaluate(self, order: WorkOrder, spec: EvaluationSpec, context: UnitContext) -> Done:
+        self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
+        if order.kind is UnitKind.FINALIZE:
+            return finish_evaluation(order, spec, self._objects)
+        prepare = partial(self._prepare, "fp32", 1)
+        return evaluate(order, spec, context, self._objects, self._settings, prepare)
+
+    def _prepare(self, dtype: str, batch_size: int) -> str:
         """Import the numeric libraries with their thread count and agree on the numerics key; returns the device."""
         import torch
 
@@ -181,7 +192,7 @@ class Executor:
         device = self._settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        key = numerics_key(device=device, dtype=spec.precision, batch_size=spec.batch_size)
+        key = numerics_key(device=device, dtype=dtype, batch_size=batch_size)
         self.prepared = True
         self._numerics_key = key
         self._channel.send(Ready(numerics_key=key))

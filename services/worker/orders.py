@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
-from cffa_core.jobs.records import Checkpoint, Claim, StoredFiles
-from cffa_core.jobs.spec import TrainingSpec
+from cffa_core.jobs.records import Checkpoint, Claim, Dataset, StoredFiles
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.jobs.store import JobStore
+from cffa_core.rng import derive_seed
 from cffa_core.settings import Settings
 from services.worker.protocol import WorkOrder, settings_for_child
 from services.worker.scratch import Scratch
@@ -28,6 +30,12 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
         else:
             (train,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.TRAIN)
             inputs["train"] = train.stored
+    elif isinstance(claim.spec, EvaluationSpec):
+        if claim.kind is UnitKind.EVALUATE:
+            _name_sets(store, claim.owner, claim.spec, inputs, facts)
+        else:
+            (evaluated,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.EVALUATE)
+            inputs["evaluate"], facts["sets"] = evaluated.stored, evaluated.info["sets"]
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
         facts["model_digest"] = model.digest
@@ -49,6 +57,50 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
         folder=str(scratch.unit_folder(claim.unit_id, claim.attempt).resolve()),
         cache=str(scratch.cache.resolve()),
     )
+
+
+def _name_sets(
+    store: JobStore, owner: str, spec: EvaluationSpec, inputs: dict[str, StoredFiles], facts: dict[str, Any]
+) -> None:
+    """The sets of pairs of an evaluation: their files into ``inputs``, name, digest and size into ``facts["sets"]``.
+
+    Of a generation job that made more than ``max_pairs`` pairs a seeded choice is fetched: ``facts["indices"]``.
+    """
+    sets: dict[str, dict[str, Any]] = {}
+
+    def add(role: str, dataset: Dataset) -> None:
+        inputs[role] = dataset.stored
+        sets[role] = {"name": dataset.name, "digest": dataset.digest, "pairs": dataset.pairs}
+
+    if spec.pairs_dataset_id is not None:
+        add("pairs", store.get_dataset(owner, spec.pairs_dataset_id))
+    elif spec.generation_job_id is not None:
+        job = store.get_job(owner, spec.generation_job_id)
+        assert isinstance(job.spec, GenerationSpec) and job.result is not None  # posted only for such a job
+        indices = list(range(job.spec.count))
+        if len(indices) > spec.max_pairs:
+            chosen = random.Random(derive_seed(spec.seed, "choose generated pairs")).sample(indices, spec.max_pairs)
+            indices = sorted(chosen)
+        needed = {index // job.spec.part_size for index in indices}
+        inputs["pairs"] = _part_files(store, owner, job.id, needed)
+        facts["indices"] = indices
+        sets["pairs"] = {"name": "generated", "digest": job.result["manifest"]["sha256"], "pairs": job.spec.count}
+    add("reference", store.get_dataset(owner, spec.reference_dataset_id))
+    if spec.train_dataset_id is not None:
+        add("train", store.get_dataset(owner, spec.train_dataset_id))
+    facts["sets"] = sets
+
+
+def _part_files(store: JobStore, owner: str, job_id: str, needed: set[int]) -> StoredFiles:
+    """Archives and indices of the ``needed`` parts of a generation job: ``00017/pairs.zip``, ``00017/part.json``."""
+    found: dict[str, Any] = {}
+    first = 0
+    while parts := store.parts(owner, job_id, kind=UnitKind.PART, first=first, limit=PARTS_PER_READ):
+        for part in parts:
+            if part.index in needed:
+                found |= {f"{part.index:05d}/{name}": part.stored.files[name] for name in ("pairs.zip", "part.json")}
+        first = parts[-1].index + 1
+    return StoredFiles(found)
 
 
 def _part_archives(store: JobStore, claim: Claim) -> StoredFiles:

@@ -32,7 +32,7 @@ class Message(BaseModel):
 
 
 class WorkOrder(Message):
-    """One claimed unit. ``inputs`` are groups of stored files by role: ``dataset``, ``model``, ``train`` or ``parts``.
+    """One claimed unit. ``inputs`` are groups of stored files by role, e.g. ``dataset``, ``model``, ``parts``.
 
     ``facts`` are plain values from the record that the unit needs, e.g. ``model_digest``. ``checkpoints`` are the
     steps and files to resume from, best first: each stands in for the one before it should its bytes be damaged.

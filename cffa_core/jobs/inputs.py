@@ -1,0 +1,90 @@
+"""What a job's specification names must exist and be fit for it; every finding is told at once.
+
+Asked once, when a job is posted. What is gone by the time a worker begins ends the job there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from cffa_core.errors import InvalidSpec, NotFound, Problem
+from cffa_core.jobs.catalog import get_dataset, get_model
+from cffa_core.jobs.schema import jobs, models
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, TrainingSpec
+from cffa_core.jobs.state import JobState
+
+
+def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobSpec:
+    """The spec as it is to be stored: an evaluation that left its training data set out names it afterwards.
+
+    Raises :class:`InvalidSpec` with a problem for each id that ``owner`` does not have or that does not fit.
+    """
+    problems: list[Problem] = []
+
+    def look(pointer: str, find: Callable[[sa.Connection, str, str], object], id_: str | None) -> None:
+        if id_ is None:
+            return
+        try:
+            find(connection, owner, id_)
+        except NotFound as error:
+            problems.append(Problem(pointer, "not_found", f"{error.message}; name one of your own"))
+
+    if isinstance(spec, TrainingSpec):
+        look("/dataset_id", get_dataset, spec.dataset_id)
+    elif isinstance(spec, GenerationSpec):
+        look("/model_id", get_model, spec.model_id)
+        look("/structure_dataset_id", get_dataset, spec.structure_dataset_id)
+    else:
+        for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
+            look(f"/{name}", get_dataset, getattr(spec, name))
+        if spec.generation_job_id is not None:
+            problems += _unfit(connection, owner, spec.generation_job_id)
+    if problems:
+        raise InvalidSpec("the job specification names something that it cannot use", problems=tuple(problems))
+    return _with_training(connection, owner, spec) if isinstance(spec, EvaluationSpec) else spec
+
+
+def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:
+    """Why the pairs of a job cannot be measured; empty if they can."""
+    pointer = "/generation_job_id"
+    row = connection.execute(
+        sa.select(jobs.c.kind, jobs.c.state, jobs.c.requested).where(jobs.c.id == job_id, jobs.c.owner == owner)
+    ).one_or_none()
+    if row is None:
+        return [Problem(pointer, "not_found", f"no job {job_id}; name one of your own")]
+    if row.kind != Kind.GENERATION.value:
+        message = f"job {job_id} is a {row.kind} job; name one of kind generation, whose product are pairs"
+        return [Problem(pointer, "not_a_generation_job", message)]
+    if row.state != JobState.SUCCEEDED.value:
+        message = f"job {job_id} is {row.state}; post this again when it has succeeded"
+        return [Problem(pointer, "not_succeeded", message)]
+    if row.requested < 2:
+        return [Problem(pointer, "too_few_pairs", f"job {job_id} has one pair; at least 2 can be measured")]
+    return []
+
+
+def _with_training(connection: sa.Connection, owner: str, spec: EvaluationSpec) -> EvaluationSpec:
+    """The spec with the data set that the generation job's model was trained on, if none is named and one is known.
+
+    Left out where it is the reference itself: nearest neighbours of a set in itself measure no memorisation.
+    """
+    if spec.train_dataset_id is not None or spec.generation_job_id is None:
+        return spec
+    generation = jobs.alias()
+    stored: dict[str, Any] | None = connection.scalar(
+        sa.select(jobs.c.spec)
+        .join(models, models.c.job_id == jobs.c.id)
+        .join(generation, generation.c.spec["model_id"].as_string() == models.c.id)
+        .where(generation.c.id == spec.generation_job_id, models.c.owner == owner)
+    )
+    found = None if stored is None else stored["dataset_id"]
+    if found is None or found == spec.reference_dataset_id:
+        return spec
+    try:
+        get_dataset(connection, owner, found)
+    except NotFound:
+        return spec
+    return spec.model_copy(update={"train_dataset_id": found})

@@ -1,0 +1,108 @@
+"""The two units of an evaluation job: measure the pairs and store the report, then say what was stored.
+
+This runs in the child, called by ``execute``. What is measured, and how, is the matter of the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from cffa_core.errors import CorruptArtifact, ModelUnavailable
+from cffa_core.jobs.records import StoredFiles
+from cffa_core.jobs.spec import EvaluationSpec
+from cffa_core.settings import Settings
+from cffa_core.storage.base import ObjectStore, result_key
+from services.worker.generated_pairs import fetch_pairs
+from services.worker.job_context import UnitContext
+from services.worker.protocol import Done, WorkOrder
+from services.worker.scratch import cached
+
+SETS = ("pairs", "reference", "train")
+REPORT = "report.json"
+
+
+def evaluate(
+    order: WorkOrder,
+    spec: EvaluationSpec,
+    context: UnitContext,
+    objects: ObjectStore,
+    settings: Settings,
+    prepare: Callable[[], str],
+) -> Done:
+    """Measure and store report.json, report.md and the pictures; ``prepare`` says the device to compute on."""
+    folder = Path(order.folder)
+    sets = {name: _fetched(order, name, folder / name, context, objects) for name in SETS if name in order.inputs}
+    extractor_folder = _extractor_folder(spec, settings)
+    device = prepare()
+    from cffa_core.recipes.evaluate_pairs import evaluate_pairs
+
+    out = folder / "report"
+    evaluate_pairs(
+        sets["pairs"],
+        reference=sets["reference"],
+        train=sets.get("train"),
+        base=spec.base,
+        extractor=spec.extractor,
+        extractor_folder=extractor_folder,
+        out=out,
+        on_progress=context.progress,
+        max_pairs=spec.max_pairs,
+        seed=spec.seed,
+        device=device,
+        models_dir=settings.models_dir,
+    )
+    files = {}
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    for done, path in enumerate(paths, start=1):
+        name = path.relative_to(out).as_posix()
+        files[name] = objects.put_file(result_key(order.job_id, order.kind, order.attempt, name), path)
+        context.progress("storing", done, len(paths))
+    return Done(stored=StoredFiles(files), info={"sets": order.facts["sets"]})
+
+
+def finish_evaluation(order: WorkOrder, spec: EvaluationSpec, objects: ObjectStore) -> Done:
+    """Write the manifest: the settings, what was measured by name and digest, size and SHA-256 of every file."""
+    products = order.inputs["evaluate"].files
+    if REPORT not in products:
+        raise CorruptArtifact(f"the evaluation left no {REPORT}")
+    files = {name: {"size": info.size, "sha256": info.sha256} for name, info in sorted(products.items())}
+    manifest = {
+        "format": "cffa-evaluation-job/1",
+        "spec": spec.settings().model_dump(mode="json"),
+        "sets": order.facts["sets"],
+        "numerics_key": order.numerics_key,
+        "files": files,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    key = result_key(order.job_id, order.kind, order.attempt, "manifest.json")
+    listing = objects.put_bytes(key, text.encode())
+    return Done(
+        stored=StoredFiles({"manifest.json": listing}),
+        info={"files": len(products)},
+        job_result={"report": files[REPORT], "files": len(products), "manifest": {"sha256": listing.sha256}},
+    )
+
+
+def _fetched(order: WorkOrder, name: str, folder: Path, context: UnitContext, objects: ObjectStore) -> Path:
+    """The folder of one set of pairs, named by its role: that is the name it has in the report."""
+
+    def on_file(done: int, total: int) -> None:
+        context.progress(f"fetching {name}", done, total)
+
+    stored = order.inputs[name]
+    if name == "pairs" and "indices" in order.facts:
+        return fetch_pairs(objects, stored, order.facts["indices"], folder, on_file)
+    folder.symlink_to(cached(objects, stored, Path(order.cache), "dataset", on_file), target_is_directory=True)
+    return folder
+
+
+def _extractor_folder(spec: EvaluationSpec, settings: Settings) -> Path | None:
+    if spec.extractor_model is None:
+        return None
+    if settings.models_dir is None:
+        raise ModelUnavailable(
+            f"this worker has no folder of models for extractor_model {spec.extractor_model!r}; set CFFA_MODELS_DIR"
+        )
+    return settings.models_dir / spec.extractor_model

@@ -1,0 +1,68 @@
+"""Single pairs of a generation job as a folder of images, read as byte ranges of the archives of their parts.
+
+So an evaluation of 256 pairs of a large job fetches 256 pairs. Which pairs is the matter of ``orders``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from cffa_core.errors import CorruptArtifact
+from cffa_core.jobs.records import StoredFiles
+from cffa_core.storage.base import ObjectInfo, ObjectStore
+from cffa_core.storage.manifest import read_verified
+
+MODALITIES = ("cf", "fa")
+
+
+def fetch_pairs(
+    objects: ObjectStore,
+    parts: StoredFiles,
+    indices: Collection[int],
+    folder: Path,
+    on_pair: Callable[[int, int], None],
+) -> Path:
+    """Write ``cf/000017.png`` and ``fa/000017.png`` of each of ``indices`` below ``folder`` and return it.
+
+    ``parts`` holds ``NNNNN/part.json`` and ``NNNNN/pairs.zip`` of every part that has one of them;
+    ``on_pair(done, total)`` is called per pair. Raises ``CorruptArtifact`` for bytes other than the recorded ones, or
+    for a pair that is not there, and ``NotFound`` if the job's files were removed.
+    """
+    wanted, done = set(indices), 0
+    for modality in MODALITIES:
+        (folder / modality).mkdir(parents=True)
+    for name, info in sorted(parts.files.items()):
+        if not name.endswith("/part.json"):
+            continue
+        archive = parts.files[name.removesuffix("part.json") + "pairs.zip"]
+        for pair in _listed(objects, info):
+            if pair["index"] not in wanted:
+                continue
+            for modality in MODALITIES:
+                path = folder / modality / f"{pair['index']:06d}.png"
+                path.write_bytes(_image(objects, archive, pair[modality]))
+            done += 1
+            on_pair(done, len(wanted))
+    if done != len(wanted):
+        raise CorruptArtifact(f"the parts hold {done} of the {len(wanted)} pairs that are to be measured")
+    return folder
+
+
+def _listed(objects: ObjectStore, info: ObjectInfo) -> list[dict[str, Any]]:
+    try:
+        pairs: list[dict[str, Any]] = json.loads(read_verified(objects, info))["pairs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"the index of pairs {info.key} is not readable: {error}") from error
+    return pairs
+
+
+def _image(objects: ObjectStore, archive: ObjectInfo, entry: dict[str, Any]) -> bytes:
+    with objects.open(archive.key, int(entry["offset"]), int(entry["size"])) as stream:
+        image = stream.read()
+    if hashlib.sha256(image).hexdigest() != entry["sha256"]:
+        raise CorruptArtifact(f"image {entry['name']} of {archive.key} does not match its recorded sha256")
+    return image
