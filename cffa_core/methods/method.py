@@ -22,7 +22,7 @@ from torch import nn
 
 from cffa_core import rng
 from cffa_core.data.pairs import Pair
-from cffa_core.diffusion.latents import View
+from cffa_core.diffusion.latents import Moments, View
 from cffa_core.diffusion.losses import ModalityLatents, NoiseSchedule, pair_loss
 from cffa_core.diffusion.perceptual import Lpips, latent_distance
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
@@ -133,7 +133,11 @@ class PairMethod(ABC):
             timesteps[branch] = shared if self.settings.timesteps == "shared" else own
             offset = torch.randn(shape[0], shape[1], 1, 1, generator=generator)
             noise[branch] = torch.randn(shape, generator=generator) + self.settings.loss.offset_noise * offset
-        return timesteps, noise
+        return self.tied(timesteps), self.tied(noise)
+
+    def tied(self, drawn: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What each branch gets of the timesteps or the noise drawn for each: its own, unless the method ties them."""
+        return drawn
 
     def loss_at(
         self,
@@ -170,6 +174,10 @@ class PairMethod(ABC):
     def by_modality(self, branches: Mapping[str, ModalityLatents]) -> Mapping[str, ModalityLatents]:
         """The branches of a step as ``cf`` and ``fa``, which is what the losses compare."""
         return branches
+
+    def moments_by_modality(self, moments: dict[str, Moments]) -> dict[str, Moments]:
+        """The branches' moments as those of ``cf`` and ``fa``, from which the noise rotation is measured."""
+        return moments
 
     @abstractmethod
     def predict_noise(

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +42,15 @@ class RowPlan:
     def rows(self) -> int:
         """Rows that a batch must have."""
         return self.runs[-1][2] if self.runs else 0
+
+    def set(self, modalities: Sequence[str]) -> None:
+        """Plan a batch whose rows belong to ``modalities``."""
+        runs, start = [], 0
+        for modality, rows in groupby(modalities):
+            stop = start + len(list(rows))
+            runs.append((modality, start, stop))
+            start = stop
+        self.runs = tuple(runs)
 
 
 class DualLoraLinear(nn.Module):
@@ -93,12 +103,18 @@ class DualLora:
         unknown = set(modalities) - set(self.modalities)
         if unknown:
             raise ValueError(f"no LoRA for {sorted(unknown)}; this UNet has {list(self.modalities)}")
-        runs, start = [], 0
-        for modality, rows in groupby(modalities):
-            stop = start + len(list(rows))
-            runs.append((modality, start, stop))
-            start = stop
-        self._plan.runs = tuple(runs)
+        self._plan.set(modalities)
+
+    @contextmanager
+    def only(self, rows: Sequence[int]) -> Iterator[None]:
+        """Let layers be shown these rows of the batch alone, in this order; afterwards the whole batch counts again."""
+        whole = self._plan.runs
+        modalities = [modality for modality, start, stop in whole for _ in range(start, stop)]
+        self._plan.set([modalities[row] for row in rows])
+        try:
+            yield
+        finally:
+            self._plan.runs = whole
 
     def named_parameters(self, modality: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield ``("cf/down_blocks...to_q.lora_A.weight", parameter)`` in a fixed order."""

@@ -97,12 +97,12 @@ class TrainingRun:
             self._restore(found)
             return
         self.files.clear()
-        if self.model.branches == ("cf", "fa"):
+        if self.model.modalities == ("cf", "fa"):
             count = min(ROTATION_PAIRS, len(self.train_latents))
             moments = []
             for index in range(count):
                 self.context.progress("encoding", index, count)
-                moments.append(self.train_latents.moments(index, Variant()))
+                moments.append(self.model.moments_by_modality(self.train_latents.moments(index, Variant())))
             self.model.noise_rotation = noise_rotation(moments)
         if not len(self.held_latents):
             self.files.note("validation_log", 0, "no eye is held out: the best model is the latest")
@@ -157,7 +157,7 @@ class TrainingRun:
                 generator = rng.generator(self.settings.seed, "validation", index, t)
                 x0 = {b: found.mean.unsqueeze(0) for b, found in moments.items()}
                 valid = {b: found.valid.unsqueeze(0) for b, found in moments.items()}
-                noise = {b: torch.randn(clean.shape, generator=generator) for b, clean in x0.items()}
+                noise = self.model.tied({b: torch.randn(clean.shape, generator=generator) for b, clean in x0.items()})
                 timesteps = {b: torch.tensor([min(t, self.model.schedule.steps - 1)]) for b in x0}
                 structure = {n: x.unsqueeze(0) for n, x in self.held_structures.of(index).items()}
                 loss, terms = self.model.loss_at(x0, valid, self.text, timesteps, noise, structure)
@@ -185,7 +185,15 @@ class TrainingRun:
             self.context.progress("preview", done, total)
 
         with self._averaged(), publish(self.files.previews(self.step)) as staging:
-            write_previews(sampler, settings.preview_pairs, settings.seed, staging, on_step)
+            write_previews(sampler, settings.preview_pairs, settings.seed, staging, on_step, self._preview_structures())
+
+    def _preview_structures(self) -> list[dict[str, torch.Tensor]]:
+        """What the preview pairs are drawn on: held-out eyes, where there are any; nothing in most methods."""
+        if not self.model.takes_structure:
+            return []
+        held = len(self.held_latents)
+        cache, count = (self.held_structures, held) if held else (self.train_structures, len(self.train_latents))
+        return [cache.of(index % count) for index in range(self.settings.preview_pairs)]
 
     def checkpoint(self) -> None:
         """Keep this step's model among the latest three, then hand everything to the context."""

@@ -79,6 +79,7 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the run; resumed if it has one.")
     ],
+    method: options.Method = None,
     base: options.Base = None,
     resolution: options.Resolution = None,
     steps: options.Steps = None,
@@ -86,6 +87,9 @@ def train(
     learning_rate: options.LearningRate = None,
     rank: options.Rank = None,
     timesteps: options.Timesteps = None,
+    max_resolution: options.MaxResolution = None,
+    step_range: options.StepRange = None,
+    no_squeeze: options.NoSqueeze = False,
     holdout: options.Holdout = None,
     preview_pairs: options.PreviewPairs = None,
     every: options.EveryN = None,
@@ -104,6 +108,10 @@ def train(
         assignments,
         every=every,
         rank=rank,
+        max_resolution=max_resolution,
+        step_range=step_range,
+        no_squeeze=no_squeeze,
+        method=method,
         base=base,
         resolution=resolution,
         steps=steps,

@@ -33,6 +33,7 @@ def submit_train(
     dataset: Annotated[
         str | None, typer.Option(help="Id of a data set, or a folder or zip of pairs, which is uploaded first.")
     ] = None,
+    method: options.Method = None,
     base: options.Base = None,
     resolution: options.Resolution = None,
     steps: options.Steps = None,
@@ -40,6 +41,9 @@ def submit_train(
     learning_rate: options.LearningRate = None,
     rank: options.Rank = None,
     timesteps: options.Timesteps = None,
+    max_resolution: options.MaxResolution = None,
+    step_range: options.StepRange = None,
+    no_squeeze: options.NoSqueeze = False,
     holdout: options.Holdout = None,
     preview_pairs: options.PreviewPairs = None,
     every: options.EveryN = None,
@@ -58,6 +62,10 @@ def submit_train(
         assignments,
         every=every,
         rank=rank,
+        max_resolution=max_resolution,
+        step_range=step_range,
+        no_squeeze=no_squeeze,
+        method=method,
         base=base,
         resolution=resolution,
         steps=steps,

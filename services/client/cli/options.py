@@ -47,6 +47,17 @@ Device = Annotated[str, typer.Option(envvar="CFFA_DEVICE", help="auto | cpu | cu
 EyePattern = Annotated[
     str | None, typer.Option(help="Regular expression: pairs whose names give the same match are one eye.")
 ]
+Method = Annotated[
+    str | None, typer.Option(help="Pair method: dual_unet | shared_attention | side_by_side | controlnet.")
+]
+MaxResolution = Annotated[
+    int | None, typer.Option(help="shared_attention: largest latent side at which attention is shared.")
+]
+StepRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="BEGIN END", help="shared_attention: part of the way from noise (0) to image (1)."),
+]
+NoSqueeze = Annotated[bool, typer.Option("--no-squeeze", help="side_by_side: each image at its full width.")]
 Base = Annotated[str | None, typer.Option(help="Base model: `tiny`, a hub id, or a folder in CFFA_MODELS_DIR.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels, a multiple of 8.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
@@ -71,12 +82,17 @@ def train_settings(
     *,
     every: int | None = None,
     rank: int | None = None,
+    max_resolution: int | None = None,
+    step_range: tuple[float, float] | None = None,
+    no_squeeze: bool = False,
     **fields: object,
 ) -> TrainSettings:
     """Settings of a training run from options; raises ``InvalidSpec`` naming every bad field."""
     from cffa_core.jobs.spec import TrainSettings
 
     fields |= {"validate_every": every, "checkpoint_every": every, "preview_every": every, "lora.rank": rank}
+    fields |= {"shared_attention.max_resolution": max_resolution, "shared_attention.step_range": step_range}
+    fields |= {"side_by_side.squeeze": False if no_squeeze else None}
     return _validated(TrainSettings, _merged(spec, assignments, fields))
 
 
@@ -170,7 +186,8 @@ def _assign(raw: dict[str, Any], name: str, value: object) -> None:
     *parents, last = name.split(".")
     place = raw
     for parent in parents:
-        inner = place.setdefault(parent, {})
+        # A stored job's spec says null where a method's own settings are not used.
+        inner = place[parent] = {} if place.get(parent) is None else place[parent]
         if not isinstance(inner, dict):
             raise InvalidSpec(f"{name}: {parent} is not an object")
         place = inner
