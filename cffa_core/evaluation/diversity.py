@@ -45,7 +45,8 @@ def density_coverage(
     detail: dict[str, float] = {"n_reference": len(reference), "nearest": NEAREST}
     refused = _too_few(generated, reference)
     if refused is not None:
-        return Score(len(generated), refused=refused, detail=detail), Score(len(generated), refused=refused, detail=detail)
+        nothing = Score(len(generated), refused=refused, detail=detail)
+        return nothing, nothing
     whole = prdc(generated, reference)
     between, among = _distances(reference, generated), _distances(reference, reference)
     ours = half_samples(eyes, len(generated) // 2, seed=seed, label=f"prdc {label}")
@@ -65,7 +66,7 @@ def density_coverage(
 
 def prdc(generated: Values, reference: Values) -> tuple[float, float]:
     """Density and coverage by the authors' library, which prints on the way."""
-    from prdc import compute_prdc
+    from prdc import compute_prdc  # type: ignore[import-untyped]
 
     with contextlib.redirect_stdout(io.StringIO()):
         found = compute_prdc(reference, generated, NEAREST)

@@ -85,7 +85,9 @@ def load_extractor(name: str, *, folder: Path | None = None, device: str = "cpu"
         message = f"unknown feature extractor {name!r}; choose one of {', '.join(EXTRACTORS)}"
         raise InvalidSpec(message, problems=(Problem("/extractor", "unknown_extractor", message),))
     if folder is None:
-        message = "extractor `vit` needs the local folder of a vision transformer (DINOv2, RETFound; nothing is downloaded)"
+        message = (
+            "extractor `vit` needs the local folder of a vision transformer (DINOv2, RETFound; nothing is downloaded)"
+        )
         raise InvalidSpec(message, problems=(Problem("/extractor_folder", "missing", message),))
     from cffa_core.evaluation.vision_transformer import VisionTransformer
 

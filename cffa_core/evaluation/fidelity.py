@@ -1,7 +1,7 @@
 """Fidelity: how far the distribution of generated features is from that of real ones (METHODS 8).
 
-KID first, because it is unbiased for small sets; FID second. Both are refused, with the reason, below the sizes at which
-they mean something. Knows features only; which images and which extractor they came from, ``features`` knows.
+KID first, because it is unbiased for small sets; FID second. Both are refused, with the reason, below the sizes at
+which they mean something. Knows features only; which images and which extractor they came from, ``features`` knows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def kid(
     slightly below 0 for sets that do not differ.
     """
     count = min(len(generated), len(reference))
-    detail = {"n_reference": len(reference)}
+    detail: dict[str, float] = {"n_reference": len(reference)}
     if count < KID_MIN:
         reason = f"{len(generated)} pairs against {len(reference)}; {KID_MIN} are needed on both sides"
         return Score(len(generated), refused=reason, detail=detail)
@@ -67,7 +67,7 @@ def fid(
     halves, moved onto the value.
     """
     dimension = generated.shape[1]
-    detail = {"n_reference": len(reference), "dimension": dimension}
+    detail: dict[str, float] = {"n_reference": len(reference), "dimension": dimension}
     needed = FID_PER_DIMENSION * dimension
     if min(len(generated), len(reference)) < needed:
         reason = (
@@ -90,7 +90,7 @@ def frechet_distance(a: Values, b: Values) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     identity = torch.nn.Identity()
-    identity.num_features = a.shape[1]  # type: ignore[assignment]
+    identity.num_features = a.shape[1]
     metric = FrechetInceptionDistance(feature=identity)
     metric.update(torch.from_numpy(b), real=True)
     metric.update(torch.from_numpy(a), real=False)

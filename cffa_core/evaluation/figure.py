@@ -50,16 +50,16 @@ def _columns(report: AlignmentReport, score: str) -> Columns:
         return [float(value) for value in scored.values(score, shuffled=shuffled)[0]]
 
     columns: Columns = [
-        ("true", COLOURS["true"], of(report.pairs.scored, shuffled=False)),
+        ("pairs", COLOURS["true"], of(report.pairs.scored, shuffled=False)),
         ("shuffled", COLOURS["shuffled"], of(report.pairs.scored, shuffled=True)),
     ]
     if report.ceiling is not None:
-        columns.append(("ceiling", COLOURS["ceiling"], of(report.ceiling.scored, shuffled=False)))
-        columns.append(("its floor", COLOURS["shuffled"], of(report.ceiling.scored, shuffled=True)))
+        columns.append(("reference", COLOURS["ceiling"], of(report.ceiling.scored, shuffled=False)))
+        columns.append(("shuffled", COLOURS["shuffled"], of(report.ceiling.scored, shuffled=True)))
     return columns
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Four to eight round values between ``low`` and ``high``."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
@@ -79,7 +79,7 @@ def _panel(
         return y1 - (min(value, high) - low) / (high - low) * (y1 - y0)
 
     pen.text((x0, corner[1] + 14), title, INK, font=_font(15))
-    for value in _ticks(low, high):
+    for value in ticks(low, high):
         pen.line([(x0, height_of(value)), (x1, height_of(value))], FAINT)
         pen.text(
             (x0 - 6, height_of(value)), f"{value:.2f}" if high < 5 else f"{value:.0f}", INK, _font(11), anchor="rm"

@@ -61,25 +61,25 @@ def fa_features(fa: Bytes, valid: Mask) -> Values:
     """Features (47,) of one angiogram (H, W) u8."""
     grey, valid = _at_side(fa, valid)
     field = _field(valid)
-    return np.array(_of_light(filled(grey, valid) / 255, field))
+    return np.array(_of_light(_unit(grey, valid), field), dtype=np.float64)
 
 
 def cf_features(cf: Bytes, valid: Mask) -> Values:
     """Features (65,) of one colour photograph (H, W, 3) u8 RGB: those of its lightness and of two opponent colours."""
     rgb, valid = _at_side(cf, valid)
     field = _field(valid)
-    red, green, blue = (filled(np.ascontiguousarray(rgb[..., channel]), valid) / 255 for channel in range(3))
-    light = (red + green + blue) / 3
+    red, green, blue = (_unit(np.ascontiguousarray(rgb[..., channel]), valid) for channel in range(3))
+    light: Map = (red + green + blue) / np.float32(3)
     values = _of_light(light, field)
     light_bands, _ = _pyramid(light)
     fields = _fields(field)
-    for opponent in (red - green, (red + green) / 2 - blue):
+    for opponent in (red - green, (red + green) / np.float32(2) - blue):
         bands, _ = _pyramid(opponent)
         values.append(_scaled("mean", float(opponent[field].mean())))
         values += [_scaled("energy", _energy(band[where])) for band, where in zip(bands, fields, strict=True)]
         pairs = list(zip(light_bands, bands, fields, strict=True))[1:3]
         values += [_scaled("colour", _correlation(a[where], b[where])) for a, b, where in pairs]
-    return np.array(values)
+    return np.array(values, dtype=np.float64)
 
 
 def _of_light(image: Map, field: Mask) -> list[float]:
@@ -115,6 +115,11 @@ def _at_side(image: Bytes, valid: Mask) -> tuple[Bytes, Mask]:
     return np.asarray(cv2.resize(image, size, interpolation=kind)), np.asarray(seen)
 
 
+def _unit(grey: Bytes, valid: Mask) -> Map:
+    """Grey values in [0, 1], what was not seen filled in."""
+    return np.asarray(filled(grey, valid) / 255, dtype=np.float32)
+
+
 def _field(valid: Mask) -> Mask:
     """The field of view without its rim; of an image in which nothing was seen, all of it."""
     field = interior(valid)
@@ -145,9 +150,7 @@ def _pyramid(image: Map) -> tuple[list[Map], list[Map]]:
 
 def _cells(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
     rows, columns = (np.linspace(0, side, GRID + 1).round().astype(int) for side in shape[:2])
-    return [
-        (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1])) for i in range(GRID) for j in range(GRID)
-    ]
+    return [(slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1])) for i in range(GRID) for j in range(GRID)]
 
 
 def _energy(band: Map) -> float:

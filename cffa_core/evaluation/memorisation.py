@@ -89,7 +89,10 @@ def turned(picture: npt.NDArray[np.generic], turn: int) -> npt.NDArray[np.generi
 
 
 def nearest(
-    queries: Thumbnails, others: Thumbnails, *, own: Sequence[int | None] | None = None,
+    queries: Thumbnails,
+    others: Thumbnails,
+    *,
+    own: Sequence[int | None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Match]:
     """Nearest of ``others`` (T, 2, 64, 64) for each of ``queries`` (Q, 2, 64, 64), by FFT over all turns and shifts.

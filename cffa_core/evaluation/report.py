@@ -74,13 +74,13 @@ class AlignmentReport:
         rows = []
         for score in HIGHER_IS_BETTER:
             value, reason = self._normalised(score)
-            rows.append(self._row(TITLES[score], score, "mean", _shown(value) if value else f"- ({reason})"))
+            rows.append(self._row(TITLES[score], score, "mean", shown(value) if value else f"- ({reason})"))
         rows += [self._row(f"residual shift px, {name}", SHIFT, name, "-") for name in ("median", "p95")]
         if self.vae is not None:
             for modality, kept in (("CF", self.vae.vessel_dice_cf), ("FA", self.vae.vessel_dice_fa)):
                 row = dict.fromkeys(rows[0], "-")
                 title = f"VAE round trip ({self.vae.base}), vessel Dice {modality}"
-                rows.append(row | {"score": title, "N": str(kept.n), "ceiling": _shown(kept)})
+                rows.append(row | {"score": title, "N": str(kept.n), "ceiling": shown(kept)})
         return rows
 
     def _row(self, title: str, score: str, statistic: str, last: str) -> dict[str, str]:
@@ -89,10 +89,10 @@ class AlignmentReport:
         return {
             "score": title,
             "N": str(here.n if here else 0),
-            "true": _shown(here),
-            "shuffled": _shown(found["shuffled"]),
-            "ceiling": _shown(found["ceiling"]),
-            "ceiling shuffled": _shown(found["ceiling_shuffled"]),
+            "true": shown(here),
+            "shuffled": shown(found["shuffled"]),
+            "ceiling": shown(found["ceiling"]),
+            "ceiling shuffled": shown(found["ceiling_shuffled"]),
             "A": last,
         }
 
@@ -143,10 +143,11 @@ def _json(value: Estimate | None) -> dict[str, Any] | None:
     return None if value is None else value.to_dict()
 
 
-def _shown(value: Estimate | None) -> str:
-    """``0.56 [0.47, 0.64]``."""
+def shown(value: Estimate | None) -> str:
+    """``0.56 [0.47, 0.64]``, with three significant digits where the value is small."""
     if value is None:
         return "-"
-    digits = 2 if abs(value.value) < 10 else 1
-    shown = f"{value.value:.{digits}f}"
-    return shown if value.low is None else f"{shown} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    size = max(abs(end) for end in (value.value, value.low, value.high) if end is not None)
+    digits = 4 if size < 0.05 else 2 if size < 10 else 1
+    text = f"{value.value:.{digits}f}"
+    return text if value.low is None else f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"

@@ -40,7 +40,9 @@ class VisionTransformer:
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         """Load from ``folder``. Raises ``ModelUnavailable`` that says what is missing or not supported."""
         if not folder.is_dir():
-            raise ModelUnavailable(f"there is no feature extractor at {folder}: give the folder of a vision transformer")
+            raise ModelUnavailable(
+                f"there is no feature extractor at {folder}: give the folder of a vision transformer"
+            )
         weights = sorted(folder.glob("model*.safetensors"))
         if not weights or not (folder / "config.json").is_file():
             raise ModelUnavailable(
@@ -89,7 +91,12 @@ def _load(folder: Path, kind: Any, options: dict[str, Any]) -> Any:
     """Load strictly: a weight that the file lacks would be random, and its features meaningless."""
     try:
         model, report = kind.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelUnavailable(f"the extractor in {folder} cannot be loaded: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -54,21 +55,10 @@ def evaluate_alignment(
     def told(stage: str, total: int) -> Callable[[int], None]:
         return lambda current: on_progress(stage, current, total) if on_progress is not None else None
 
-    digest, chosen, available, opened = _open(pairs, eye_pattern, max_pairs, seed)
+    subject = choose_pairs(pairs, eye_pattern, max_pairs, seed)
     loaded = None if base is None else load_base(base, device=device, models_dir=models_dir)
-    kept: list[tuple[str, float, float]] = []
-    if loaded is not None and reference is None:
-        opened = _measured(opened, loaded, kept)
-    scored = score_set(opened, seed=seed, on_progress=told("pairs", chosen))
-    subject = Subject(pairs.name, digest, available, scored)
-    ceiling = None
-    if reference is not None:
-        real_digest, real_chosen, real_available, real = _open(reference, eye_pattern, max_pairs, seed)
-        if loaded is not None:
-            real = through_vae(real, loaded, kept)
-        real_scored = score_set(real, seed=derive_seed(seed, "reference"), on_progress=told("reference", real_chosen))
-        ceiling = Subject(reference.name, real_digest, real_available, real_scored)
-    report = AlignmentReport(subject, ceiling, None if loaded is None else _vae_ceiling(loaded, kept, seed))
+    real = None if reference is None else choose_pairs(reference, eye_pattern, max_pairs, seed)
+    report = score_alignment(subject, real, loaded, seed, told)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "alignment.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -76,17 +66,54 @@ def evaluate_alignment(
     return report
 
 
-def _open(
-    path: Path, eye_pattern: str | None, max_pairs: int, seed: int
-) -> tuple[str, int, int, Iterator[NamedImages]]:
-    """Digest, number chosen, number there, and the chosen pairs."""
+@dataclass(frozen=True)
+class Chosen:
+    """``count`` pairs of the ``available`` ones of a source, to be read once."""
+
+    name: str
+    digest: str
+    available: int
+    count: int
+    pairs: Iterator[NamedImages]
+
+
+def choose_pairs(path: Path, eye_pattern: str | None, max_pairs: int | None, seed: int) -> Chosen:
+    """A seeded choice of at most ``max_pairs`` pairs of a folder, zip or checked data set (None: all), in its order."""
     digest, listed, decoded = open_pairs(path, eye_pattern=eye_pattern)
     names = [pair.name for pair in listed]
-    if len(names) > max_pairs:
+    if max_pairs is not None and len(names) > max_pairs:
         names = random.Random(derive_seed(seed, "choose pairs")).sample(names, max_pairs)
     wanted = set(names)
     chosen = ((pair.name, pair.eye, images) for pair, images in decoded if pair.name in wanted)
-    return digest, len(wanted), len(listed), chosen
+    return Chosen(path.name, digest, len(listed), len(wanted), chosen)
+
+
+def score_alignment(
+    pairs: Chosen,
+    reference: Chosen | None,
+    base: Base | None,
+    seed: int,
+    told: Callable[[str, int], Callable[[int], None]],
+) -> AlignmentReport:
+    """Score the pairs and, as their ceiling, the reference after a round trip through the VAE of ``base``.
+
+    With a base but no reference the pairs' own round trip is measured. ``told(stage, total)`` gives what to call with
+    the number of pairs done.
+    """
+    kept: list[tuple[str, float, float]] = []
+    opened: Iterable[NamedImages] = pairs.pairs
+    if base is not None and reference is None:
+        opened = _measured(opened, base, kept)
+    scored = score_set(opened, seed=seed, on_progress=told("pairs", pairs.count))
+    subject = Subject(pairs.name, pairs.digest, pairs.available, scored)
+    ceiling = None
+    if reference is not None:
+        real = reference.pairs if base is None else through_vae(reference.pairs, base, kept)
+        real_scored = score_set(
+            real, seed=derive_seed(seed, "reference"), on_progress=told("reference", reference.count)
+        )
+        ceiling = Subject(reference.name, reference.digest, reference.available, real_scored)
+    return AlignmentReport(subject, ceiling, None if base is None else _vae_ceiling(base, kept, seed))
 
 
 def through_vae(
