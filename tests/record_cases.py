@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cffa_core.jobs.records import Claim, Job, NewModel, StoredFiles
-from cffa_core.jobs.spec import GenerationSpec, Kind, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, Kind, TrainingSpec
 from cffa_core.jobs.store import JobStore
 from cffa_core.storage.base import ObjectInfo
 
@@ -98,6 +98,26 @@ def generation_job(store: JobStore, model_id: str, owner: str = OWNER, *, parts:
     """A queued generation job of ``parts`` parts with four pairs each."""
     spec = GenerationSpec(model_id=model_id, count=4 * parts, part_size=4)
     job, created = store.create_job(owner, spec, **options)
+    assert created
+    return job
+
+
+def generated_pairs(store: JobStore, model_id: str, owner: str = OWNER, *, parts: int = 1) -> str:
+    """Run a generation job through; returns its id. Nothing else of ``owner`` may wait."""
+    job = generation_job(store, model_id, owner, parts=parts)
+    for _ in range(parts):
+        commit_part(store, claimed(store))
+    manifest = files(f"jobs/{job.id}/finalize/a1/archive.zip")
+    store.commit(claimed(store), manifest, {}, job_result={"manifest": {"sha256": "2" * 64}})
+    return job.id
+
+
+def evaluation_job(store: JobStore, owner: str = OWNER, **fields: Any) -> Job:
+    """A queued evaluation of one data set against another, unless ``fields`` of its spec say otherwise."""
+    if "generation_job_id" not in fields:
+        fields.setdefault("pairs_dataset_id", add_dataset(store, owner))
+    fields.setdefault("reference_dataset_id", add_dataset(store, owner))
+    job, created = store.create_job(owner, EvaluationSpec(**fields))
     assert created
     return job
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from cffa_core.jobs.pace import Measured, Place, UnitPace, job_progress, measured_rate, same_cost, seconds_until_done
+from cffa_core.jobs.pace import (
+    Measured,
+    Place,
+    UnitPace,
+    job_progress,
+    measured_rate,
+    same_cost,
+    seconds_left,
+    seconds_until_done,
+)
 from cffa_core.jobs.records import Progress
-from cffa_core.jobs.spec import GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import JobState
 
 TRAINING = TrainingSpec(dataset_id="ds_" + "0" * 20, steps=100)
 GENERATION = GenerationSpec(model_id="mdl_" + "0" * 20, count=20, part_size=8)  # parts of 8, 8 and 4 pairs
+
+EVALUATION = EvaluationSpec(pairs_dataset_id="ds_" + "0" * 20, reference_dataset_id="ds_" + "1" * 20)
 
 
 def pace(index: int = 0, **changes: object) -> UnitPace:
@@ -78,6 +89,20 @@ def test_a_stage_past_its_total_counts_once() -> None:
     assert pace(current=90, total=40).fraction == 1.0
 
 
+def test_an_evaluation_shows_its_stage() -> None:
+    unit = pace(stage="reference", current=4, total=12)
+    assert job_progress(EVALUATION, JobState.RUNNING, 0, 0.0, [unit]) == Progress("reference", 4, 12, None)
+    assert job_progress(EVALUATION, JobState.QUEUED, 0, 0.0, []) == Progress("queued", 0, 0, None)
+    assert job_progress(EVALUATION, JobState.SUCCEEDED, 0, 9.0, []) == Progress("succeeded", 1, 1, 0.0)
+
+
+def test_time_left_of_an_evaluation_follows_from_those_before_it() -> None:
+    assert seconds_left(100.0, [pace(seconds=30.0)]) == 70.0
+    assert seconds_left(None, [pace(seconds=30.0)]) is None
+    assert seconds_left(100.0, [pace(seconds=130.0)]) is None
+    assert seconds_left(100.0, [pace(live=False, seconds=30.0)]) is None
+
+
 def test_without_a_rate_or_a_worker_nothing_is_promised() -> None:
     place = Place(position=1, units=2, units_before=0, size=8.0, size_before=0.0)
     assert seconds_until_done(place, None, 3) is None
@@ -113,6 +138,10 @@ def test_like_settings_cost_the_same() -> None:
     trained = TRAINING.model_dump(mode="json")
     assert same_cost(TRAINING.model_copy(update={"steps": 9}), trained)
     assert not same_cost(TRAINING.model_copy(update={"batch_size": 9}), trained)
+    evaluated = EVALUATION.model_dump(mode="json")
+    assert same_cost(EVALUATION.model_copy(update={"seed": 7}), evaluated)
+    assert not same_cost(EVALUATION.model_copy(update={"max_pairs": 9}), evaluated)
+    assert not same_cost(EVALUATION.model_copy(update={"train_dataset_id": "ds_" + "2" * 20}), evaluated)
 
 
 def test_a_rate_comes_from_like_jobs_or_else_from_all() -> None:
