@@ -10,18 +10,18 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 
-from cffa_core.errors import NotFound
-from cffa_core.jobs.spec import GenerateSettings, Kind, TrainSettings
+from cffa_core.errors import CorruptArtifact, NotFound
+from cffa_core.jobs.spec import EvaluateSettings, GenerateSettings, Kind, TrainSettings
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
 from services.client.problems import ServiceUnreachable
-from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Queue, Resource
+from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Queue, Report, Resource
 from services.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8008"
@@ -139,6 +139,30 @@ class CffaClient:
         """Post a generation job for ``settings.count`` pairs; raises ``InvalidSpec`` naming every bad field."""
         return self._submit("/v1/generation-jobs", {"model_id": model_id}, settings, priority)
 
+    def submit_evaluation(
+        self,
+        settings: EvaluateSettings,
+        *,
+        reference_dataset_id: str,
+        generation_job_id: str | None = None,
+        pairs_dataset_id: str | None = None,
+        train_dataset_id: str | None = None,
+        priority: int = 0,
+    ) -> Job:
+        """Post an evaluation of the pairs of a generation job or of a data set (name one of the two).
+
+        Without ``train_dataset_id`` the pairs of a generation job are compared with the data set of its model's
+        training, if the service still knows it. Raises ``InvalidSpec`` naming every bad field.
+        """
+        references = {
+            "generation_job_id": generation_job_id,
+            "pairs_dataset_id": pairs_dataset_id,
+            "reference_dataset_id": reference_dataset_id,
+            "train_dataset_id": train_dataset_id,
+        }
+        named = {name: id_ for name, id_ in references.items() if id_ is not None}
+        return self._submit("/v1/evaluation-jobs", named, settings, priority)
+
     def job(self, job_id: str) -> Job:
         """One job as it is now."""
         return self._get(f"/v1/jobs/{job_id}", Job)
@@ -246,10 +270,45 @@ class CffaClient:
     def _archive(self, job_id: str, part: int | None) -> Archive:
         return self._get(f"/v1/jobs/{job_id}/archives/{'all' if part is None else part}", Archive)
 
+    def report(self, job_id: str) -> Report:
+        """The report of an evaluation; raises ``Conflict`` while it is not made, ``NotFound`` if it never will be."""
+        return self._get(f"/v1/jobs/{job_id}/report", Report)
+
+    def download_report(self, job_id: str, folder: Path, *, on_bytes: OnBytes | None = None) -> Report:
+        """Download all files of a report into ``folder``, each checked by size and SHA-256; goes on where it broke off.
+
+        Raises as :meth:`report` does, and ``CorruptArtifact``.
+        """
+        report = self.report(job_id)
+        for file in report.files:
+            if PurePath(file.name).name != file.name:
+                raise CorruptArtifact(f"{file.name!r} is no name for a file; nothing was written to it")
+            self._fetch_report_file(job_id, file.name, report, folder, on_bytes)
+        return report
+
+    def _fetch_report_file(
+        self, job_id: str, name: str, report: Report, folder: Path, on_bytes: OnBytes | None
+    ) -> None:
+        known = iter([report])
+
+        def url() -> str:
+            """The link that is known, later fresh ones: they expire."""
+            current = next(known, None) or self.report(job_id)
+            return next(file.url for file in current.files if file.name == name)
+
+        (file,) = (file for file in report.files if file.name == name)
+        download.fetch(
+            self._transport.signed, url, folder / name, sha256=file.sha256, size=file.bytes, on_bytes=on_bytes
+        )
+
     # Transport
 
     def _submit(
-        self, path: str, reference: Mapping[str, str], settings: TrainSettings | GenerateSettings, priority: int
+        self,
+        path: str,
+        reference: Mapping[str, str],
+        settings: TrainSettings | GenerateSettings | EvaluateSettings,
+        priority: int,
     ) -> Job:
         body = settings.model_dump(mode="json", exclude_unset=True) | dict(reference)
         if priority:

@@ -1,4 +1,4 @@
-"""What the service says, as frozen values: jobs, data sets, models, archives, pairs.
+"""What the service says, as frozen values: jobs, data sets, models, archives, pairs, reports.
 
 Fields this version does not know are kept (``model_extra``), so an older client shows what a newer service says.
 """
@@ -127,6 +127,23 @@ class Pair(Resource):
     seed: int
     cf: Image
     fa: Image
+
+
+class ReportFile(Resource):
+    """One file of a report."""
+
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
+class Report(Resource):
+    """What an evaluation found, and the files that show it: report.json, report.md and pictures."""
+
+    report: dict[str, Any]
+    files: list[ReportFile]
+    expires_at: datetime
 
 
 class Page(Resource, Generic[T]):

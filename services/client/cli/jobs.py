@@ -10,6 +10,7 @@ import typer
 from cffa_core.errors import CffaError
 from services.client.cli import options
 from services.client.cli.options import Key, Url
+from services.client.cli.report_files import download_report, print_report_files
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def submit_train(
     )
     source = options.reference(spec, "dataset_id", dataset)
     with options.connect(url, api_key) as client:
-        dataset_id = source if source.startswith("ds_") else _uploaded(client, Path(source))
+        dataset_id = source if source.startswith("ds_") else uploaded(client, Path(source))
         job = client.submit_training(dataset_id, settings, priority=priority)
-        _posted(client, job, watch=watch, as_json=as_json)
+        posted(client, job, watch=watch, as_json=as_json)
 
 
 @submit.command("generate")
@@ -121,11 +122,11 @@ def submit_generate(
     with options.connect(url, api_key) as client:
         model_id = client.model_of(source).id if source.startswith("job_") else source
         job = client.submit_generation(model_id, settings, priority=priority)
-        _posted(client, job, watch=watch, as_json=as_json)
+        posted(client, job, watch=watch, as_json=as_json)
 
 
 def jobs(
-    kind: Annotated[str | None, typer.Option(help="training | generation")] = None,
+    kind: Annotated[str | None, typer.Option(help="training | generation | evaluation")] = None,
     state: Annotated[str | None, typer.Option(help="queued | running | succeeded | failed | ...")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
     as_json: AsJson = False,
@@ -162,16 +163,19 @@ def watch(job_id: JobId, as_json: AsJson = False, url: Url = options.DEFAULT_URL
 
 def download(
     job_id: JobId,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder to put the archive into.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", "-o", help="File, or folder to put the download into.")] = Path(),
     part: Annotated[int | None, typer.Option(min=0, help="One part only; parts are there while the job runs.")] = None,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
-    """Download the archive of a generation job; goes on where an earlier download broke off."""
+    """Download the archive of a generation job, or the report of an evaluation; goes on where it broke off."""
     from services.client.download import digest_of
 
     with options.connect(url, api_key) as client, progress_bars() as bars:
+        if client.job(job_id).kind == "evaluation":
+            print_report_files(*download_report(client, job_id, out, bars), as_json=as_json)
+            return
         archive = client.download_archive(
             job_id, out, part=part, on_bytes=lambda done, total: bars("downloading", done, total)
         )
@@ -254,14 +258,16 @@ def follow(client: CffaClient, job_id: str) -> Job:
     return job
 
 
-def _uploaded(client: CffaClient, source: Path) -> str:
+def uploaded(client: CffaClient, source: Path) -> str:
+    """Upload a folder or zip of pairs with a progress bar; returns the data set's id."""
     with progress_bars() as bars:
         dataset = client.upload_dataset(source, on_bytes=lambda done, total: bars("uploading", done, total))
     say(f"data set {dataset.id}: {dataset.pairs} pairs")
     return dataset.id
 
 
-def _posted(client: CffaClient, job: Job, *, watch: bool, as_json: bool) -> None:
+def posted(client: CffaClient, job: Job, *, watch: bool, as_json: bool) -> None:
+    """Say what became of a post, and follow the job if asked to."""
     if watch:
         say(f"job {job.id}")
         _finished(follow(client, job.id), as_json=as_json)

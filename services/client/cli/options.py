@@ -15,7 +15,7 @@ from cffa_core.errors import InvalidSpec, Problem
 from services.client.keys import find_key
 
 if TYPE_CHECKING:
-    from cffa_core.jobs.spec import GenerateSettings, TrainSettings
+    from cffa_core.jobs.spec import EvaluateSettings, GenerateSettings, TrainSettings
     from cffa_core.settings import Settings
     from services.client.client import CffaClient
 
@@ -32,7 +32,7 @@ Key = Annotated[
         rich_help_panel="Service",
     ),
 ]
-S = TypeVar("S", "TrainSettings", "GenerateSettings")
+S = TypeVar("S", "TrainSettings", "GenerateSettings", "EvaluateSettings")
 DEFAULT_URL = "http://127.0.0.1:8008"
 
 SpecFile = Annotated[
@@ -118,13 +118,25 @@ def generate_settings(
     return _validated(GenerateSettings, _merged(spec, assignments, fields))
 
 
+def evaluate_settings(spec: Path | None, assignments: list[str] | None, **fields: object) -> EvaluateSettings:
+    """Settings of an evaluation from options; raises ``InvalidSpec`` naming every bad field."""
+    from cffa_core.jobs.spec import EvaluateSettings
+
+    return _validated(EvaluateSettings, _merged(spec, assignments, fields))
+
+
 def reference(spec: Path | None, name: str, given: str | None) -> str:
     """What a job refers to (``dataset_id``, ``model_id``): the option, or the field of the file of ``--spec``."""
-    found = given or (_read(spec).get(name) if spec is not None else None)
+    found = given or field(spec, name)
     if not isinstance(found, str) or not found:
-        option = "--" + name.removesuffix("_id")
+        option = "--" + name.removesuffix("_id").removesuffix("_dataset")
         raise InvalidSpec(f"the job needs {option} (or {name} in the file of --spec)")
     return found
+
+
+def field(spec: Path | None, name: str) -> Any:
+    """A field of the file of ``--spec``; None without a file or such a field."""
+    return None if spec is None else _read(spec).get(name)
 
 
 def settings() -> Settings:
@@ -153,7 +165,7 @@ def connect(url: str, key: str) -> CffaClient:
 def _merged(spec: Path | None, assignments: list[str] | None, fields: dict[str, object]) -> dict[str, Any]:
     raw = _read(spec) if spec is not None else {}
     # A stored job's own spec may be given; what it refers to is not a setting (see `reference`).
-    raw = {name: value for name, value in raw.items() if name not in ("kind", "dataset_id", "model_id")}
+    raw = {name: value for name, value in raw.items() if name != "kind" and not name.endswith("_id")}
     for assignment in assignments or ():
         name, equals, text = assignment.partition("=")
         if not equals or not name:
