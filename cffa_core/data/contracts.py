@@ -5,7 +5,8 @@ Plain frozen dataclasses, torch-free; who makes them is ``ingest``, who reads th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,9 @@ import numpy.typing as npt
 
 Registration = Literal["given", "homography", "affine"]
 Layout = Literal["folders", "cases", "csv", "unknown"]
+
+# Masks that a data set may bring: the folders below masks/ in which they are looked for, and what each is called here.
+MASK_FOLDERS = {"vessel": "vessel", "vessels": "vessel"}
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -38,7 +42,7 @@ class CheckedPair:
     """One pair that passed: CF and FA of the same eye on one pixel grid of ``width`` x ``height``.
 
     ``residual_px`` is the root mean square distance of the good landmarks after registration, in CF pixels; None if
-    the pair came registered.
+    the pair came registered. ``masks`` names the masks that came with it.
     """
 
     name: str
@@ -47,21 +51,25 @@ class CheckedPair:
     height: int
     registration: Registration
     residual_px: float | None
+    masks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PairImages:
     """Pixels of one pair: ``cf`` (H, W, 3) u8 RGB, ``fa`` (H, W) u8, ``valid_cf`` and ``valid_fa`` (H, W) bool.
 
-    A valid mask is the area that the modality saw (its field of view); both are on CF's pixel grid.
+    A valid mask is the area that the modality saw (its field of view); all are on CF's pixel grid. ``masks`` (H, W)
+    bool are those that came with the pair, by name: ``vessel``.
     """
 
     cf: Bytes
     fa: Bytes
     valid_cf: Mask
     valid_fa: Mask
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Memory that the four arrays take."""
-        return self.cf.nbytes + self.fa.nbytes + self.valid_cf.nbytes + self.valid_fa.nbytes
+        """Memory that the arrays take."""
+        arrays = (self.cf, self.fa, self.valid_cf, self.valid_fa, *self.masks.values())
+        return sum(array.nbytes for array in arrays)

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cffa_core.data.contracts import Bytes, CheckedPair, PairImages
+from cffa_core.data.contracts import MASK_FOLDERS, Bytes, CheckedPair, PairImages
 from cffa_core.errors import CorruptArtifact, StorageUnavailable
 
 FORMAT = "cffa-dataset/1"
@@ -60,11 +60,16 @@ def write(folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImag
             _save(folder / files["fa"], images.fa)
             _save(folder / files["valid_cf"], images.valid_cf.astype(np.uint8) * 255)
             _save(folder / files["valid_fa"], images.valid_fa.astype(np.uint8) * 255)
+            masks = {name: f"masks/{name}/{pair.name}.png" for name in pair.masks}
+            for name, file in masks.items():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                _save(folder / file, images.masks[name].astype(np.uint8) * 255)
             entries.append(
                 {
                     "name": pair.name,
                     "eye": pair.eye,
                     **files,
+                    **({"masks": masks} if masks else {}),
                     "width": pair.width,
                     "height": pair.height,
                     "registration": pair.registration,
@@ -104,6 +109,9 @@ def _entry(entry: dict[str, Any]) -> CheckedPair:
     if not SAFE.fullmatch(entry["name"]):
         raise ValueError(f"unsafe pair name {entry['name']!r}")
     residual = entry["residual_px"]
+    masks = tuple(sorted(entry.get("masks", {})))
+    if not set(masks) <= set(MASK_FOLDERS.values()):
+        raise ValueError(f"unknown masks {masks}")
     return CheckedPair(
         name=str(entry["name"]),
         eye=str(entry["eye"]),
@@ -111,6 +119,7 @@ def _entry(entry: dict[str, Any]) -> CheckedPair:
         height=int(entry["height"]),
         registration=entry["registration"],
         residual_px=None if residual is None else float(residual),
+        masks=masks,
     )
 
 
@@ -121,7 +130,11 @@ def read_pairs(folder: Path, pairs: Iterable[CheckedPair]) -> Iterator[tuple[Che
         fa = _load(folder / "fa" / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair)
         valid_cf = _load(folder / "valid_cf" / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair) > 127
         valid_fa = _load(folder / "valid_fa" / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair) > 127
-        yield pair, PairImages(np.asarray(cv2.cvtColor(cf, cv2.COLOR_BGR2RGB)), fa, valid_cf, valid_fa)
+        masks = {
+            name: _load(folder / "masks" / name / f"{pair.name}.png", cv2.IMREAD_GRAYSCALE, pair) > 127
+            for name in pair.masks
+        }
+        yield pair, PairImages(np.asarray(cv2.cvtColor(cf, cv2.COLOR_BGR2RGB)), fa, valid_cf, valid_fa, masks)
 
 
 def _load(path: Path, flag: int, pair: CheckedPair) -> Bytes:

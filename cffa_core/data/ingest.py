@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writi
 class Checked:
     """Result of :func:`check`: the pairs that passed, what was wrong (``problems``) and what was odd (``warnings``).
 
-    ``digest`` is a SHA-256 over names, eyes, pixels and valid regions of all pairs; the same pairs in another layout,
-    folder or zip have the same digest.
+    ``digest`` is a SHA-256 over names, eyes, pixels, valid regions and masks (where there are any) of all pairs; the
+    same pairs in another layout, folder or zip have the same digest.
     """
 
     source: Path
@@ -89,7 +89,7 @@ class Checked:
                 "problems": len(self.problems),
                 "warnings": len(self.warnings),
             },
-            "pairs": [asdict(pair) for pair in self.pairs],
+            "pairs": [asdict(pair) | {"masks": list(pair.masks)} for pair in self.pairs],
             "problems": [asdict(problem) for problem in self.problems],
             "warnings": [asdict(warning) for warning in self.warnings],
         }
@@ -190,7 +190,7 @@ def _find(source: Source, limits: Limits) -> Found:
     found.problems[:0] = source.problems
     names = dataset_folder.safe_names([candidate.name for candidate in found.candidates])
     found.eyes = {names[name]: eye for name, eye in found.eyes.items()}
-    found.candidates = [Candidate(names[c.name], c.cf, c.fa, c.cf_points, c.fa_points, c.eye) for c in found.candidates]
+    found.candidates = [replace(candidate, name=names[candidate.name]) for candidate in found.candidates]
     return found
 
 
@@ -215,7 +215,7 @@ def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
 
 
 class _Digest:
-    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions."""
+    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions, masks."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256(b"cffa-dataset/1")
@@ -226,6 +226,9 @@ class _Digest:
         self._hash.update("\x1f".join(head).encode())
         for part in (images.cf, images.fa, self._packed(images.valid_cf), self._packed(images.valid_fa)):
             self._hash.update(np.ascontiguousarray(part).data)
+        for name in sorted(images.masks):
+            self._hash.update(f"\x1f{name}\x1f".encode())
+            self._hash.update(self._packed(images.masks[name]).data)
 
     @staticmethod
     def _packed(mask: Mask) -> Bytes:

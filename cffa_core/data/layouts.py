@@ -10,10 +10,10 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from cffa_core.data.contracts import Layout
+from cffa_core.data.contracts import MASK_FOLDERS, Layout
 from cffa_core.data.sources import is_unsafe, printable
 from cffa_core.errors import Problem
 
@@ -32,7 +32,7 @@ ReadText = Callable[[str], str | Problem]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two files that should be one pair, with the names of their landmark files if there are any."""
+    """Two files that should be one pair, with the names of their landmark files and their vessel mask if any."""
 
     name: str
     cf: str
@@ -40,6 +40,7 @@ class Candidate:
     cf_points: str | None = None
     fa_points: str | None = None
     eye: str | None = None
+    vessel: str | None = None
 
 
 @dataclass
@@ -68,6 +69,7 @@ def find_pairs(names: tuple[str, ...], read: ReadText) -> Found:
         return Found("unknown", problems=[Problem("", "unknown_layout", LAYOUT_HELP)])
     if "eyes.csv" in inside:
         _read_eyes(inside["eyes.csv"], read, found)
+    _take_masks(inside, found)
     found.candidates.sort(key=lambda candidate: candidate.name)
     return found
 
@@ -152,7 +154,7 @@ def _from_cases(inside: dict[str, str]) -> Found:
     for name, path in sorted(inside.items()):
         case = _case_of(name)
         if case is None:
-            if name.lower() not in TOLERATED_FILES:
+            if name.lower() not in TOLERATED_FILES and name.split("/", 1)[0] not in TOLERATED_FOLDERS:
                 _left_out(found, path)
         elif _ending(name) == ".txt":
             points[case[1]][case[0]] = path
@@ -240,6 +242,36 @@ def _missing(pointer: str, column: str, value: str, inside: dict[str, str], path
     if value not in inside:
         return Problem(pointer, "bad_csv", f"{column} {printable(value)!r} is not a file beside {path}")
     return None
+
+
+def _take_masks(inside: dict[str, str], found: Found) -> None:
+    """Give each candidate its ``masks/vessel/NAME.*`` (or ``masks/vessels/``): all pairs have one, or none has.
+
+    Other masks are left where they are. A case is called by its folder: ``masks/vessel/NNN.png``.
+    """
+    files: dict[str, list[str]] = {}
+    for name, path in sorted(inside.items()):
+        parts = PurePosixPath(name).parts
+        if len(parts) == 3 and parts[0].lower() == "masks" and parts[1].lower() in MASK_FOLDERS:
+            files.setdefault(PurePosixPath(name).stem, []).append(path)
+    if not files:
+        return
+    for stem, paths in files.items():
+        if len(paths) > 1:
+            message = f"{len(paths)} vessel masks for pair {printable(stem)!r}; keep one"
+            found.problems += [Problem(path, "duplicate_name", message) for path in paths]
+    some = next(iter(files.values()))[0]
+    with_mask = []
+    for candidate in found.candidates:
+        paths = files.pop(candidate.name, [])
+        if not paths:
+            message = f"{printable(some)} is there, but no mask for pair {printable(candidate.name)!r}; add it"
+            found.problems.append(Problem(f"{some.rpartition('/')[0]}/{candidate.name}.png", "missing_mask", message))
+        with_mask.append(replace(candidate, vessel=paths[0] if paths else None))
+    found.candidates = with_mask
+    for paths in files.values():
+        for path in paths:
+            _left_out(found, path)
 
 
 def _read_eyes(path: str, read: ReadText, found: Found) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cffa_core.data.contracts import Bytes, CheckedPair, Limits, PairImages, Registration
+from cffa_core.data.contracts import Bytes, CheckedPair, Limits, Mask, PairImages, Registration
 from cffa_core.data.decoding import Decoder, Refused
 from cffa_core.data.field_of_view import field_of_view
 from cffa_core.data.layouts import Candidate
@@ -56,14 +56,15 @@ class PairCheck:
             return None, self._problems
         cf = self._as_colour(cf)
         fa = self._as_grey(fa)
+        masks = self._masks(cf.shape[:2])
         if points is not None:
-            made = self._registered(cf, fa, *points)
+            made = self._registered(cf, fa, masks, *points)
         elif cf.shape[:2] != fa.shape[:2]:
             sizes = f"CF is {cf.shape[1]}x{cf.shape[0]}, FA {fa.shape[1]}x{fa.shape[0]} pixels"
             self._problem(candidate.fa, "size_mismatch", f"{sizes}; register the pair or add landmarks for both")
             return None, self._problems
         else:
-            made = self._made(PairImages(cf, fa, field_of_view(cf), field_of_view(fa)), "given", None)
+            made = self._made(PairImages(cf, fa, field_of_view(cf), field_of_view(fa), masks), "given", None)
         return made, self._problems
 
     def _problem(self, pointer: str, code: str, message: str) -> None:
@@ -98,6 +99,25 @@ class PairCheck:
             self._note(self._candidate.fa, "colour_fa")
         return np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY))
 
+    def _masks(self, shape: tuple[int, ...]) -> dict[str, Mask]:
+        """The masks that came with the pair, white above 127, on CF's grid; what is wrong with one is a problem."""
+        name = self._candidate.vessel
+        pixels = self._decode(name) if name is not None else None
+        if name is None or pixels is None:
+            return {}
+        if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+            pixels = pixels[..., 0]
+        if pixels.ndim == 3:
+            self._problem(name, "bad_mask", "a mask has one channel; save it as a grey image, white where a vessel is")
+        elif pixels.shape != shape:
+            sizes = f"the mask is {pixels.shape[1]}x{pixels.shape[0]}, its CF {shape[1]}x{shape[0]} pixels"
+            self._problem(name, "mask_size", f"{sizes}; draw the mask on the CF")
+        elif not (pixels > 127).any():
+            self._problem(name, "empty_mask", "the mask is empty: no pixel is brighter than 127; vessels are white")
+        else:
+            return {"vessel": pixels > 127}
+        return {}
+
     def _landmarks(self) -> tuple[Points, Points] | None:
         """Points of CF and FA; None if the pair has none (or a problem with them)."""
         names = (self._candidate.cf_points, self._candidate.fa_points)
@@ -121,7 +141,7 @@ class PairCheck:
             return None
 
     def _registered(
-        self, cf: Bytes, fa: Bytes, cf_points: Points, fa_points: Points
+        self, cf: Bytes, fa: Bytes, masks: dict[str, Mask], cf_points: Points, fa_points: Points
     ) -> tuple[CheckedPair, PairImages] | None:
         pointer = self._candidate.fa_points or self._candidate.fa
         try:
@@ -132,7 +152,7 @@ class PairCheck:
         if 2 * transform.good < transform.total:
             self._note(pointer, "few_good_points")
         warped, seen = warp(fa, field_of_view(fa), transform, (cf.shape[1], cf.shape[0]))
-        images = PairImages(cf, warped, field_of_view(cf), seen)
+        images = PairImages(cf, warped, field_of_view(cf), seen, masks)
         return self._made(images, transform.kind, transform.residual_px)
 
     def _made(
@@ -148,4 +168,4 @@ class PairCheck:
         name = self._candidate.name
         height, width = images.fa.shape
         residual = None if residual is None else round(residual, 4)
-        return CheckedPair(name, name, width, height, registration, residual), images
+        return CheckedPair(name, name, width, height, registration, residual, tuple(sorted(images.masks))), images

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -31,7 +31,8 @@ class Pair:
     """One registered pair of one eye, at one resolution.
 
     ``cf`` (3, H, W) and ``fa`` (1, H, W) are float32 in [-1, 1]; ``valid_cf`` and ``valid_fa`` (1, H, W) are bool: the
-    area that each modality saw. Invalid pixels are black (-1) where padding made them.
+    area that each modality saw. Invalid pixels are black (-1) where padding made them. ``masks`` (H, W) bool are those
+    that came with the data set, by name (``vessel``).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Pair:
     fa: torch.Tensor
     valid_cf: torch.Tensor
     valid_fa: torch.Tensor
+    masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class PairSet(Sequence[Pair]):
@@ -130,7 +132,8 @@ def crop(images: PairImages) -> PairImages | None:
     if min(len(rows), len(columns)) < MIN_COMMON_SIDE:
         return None
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return PairImages(images.cf[box], images.fa[box], images.valid_cf[box], images.valid_fa[box])
+    masks = {name: marked[box] for name, marked in images.masks.items()}
+    return PairImages(images.cf[box], images.fa[box], images.valid_cf[box], images.valid_fa[box], masks)
 
 
 def square(images: PairImages, resolution: int) -> PairImages:
@@ -148,14 +151,17 @@ def square(images: PairImages, resolution: int) -> PairImages:
         padded = np.pad(pixels, rim + ((0, 0),) * (pixels.ndim - 2))
         return padded if side == resolution else np.asarray(cv2.resize(padded, size, interpolation=smooth))
 
-    def mask(valid: Mask) -> Mask:
-        # A pixel is valid if it is made of valid pixels only.
+    def mask(inside: Mask, least: float) -> Mask:
         if side == resolution:
-            return np.pad(valid, rim)
-        share = cv2.resize(np.pad(valid, rim).astype(np.float32), size, interpolation=even)
-        return np.asarray(share > 0.999)
+            return np.pad(inside, rim)
+        share = cv2.resize(np.pad(inside, rim).astype(np.float32), size, interpolation=even)
+        return np.asarray(share > least)
 
-    return PairImages(image(images.cf), image(images.fa), mask(images.valid_cf), mask(images.valid_fa))
+    # A pixel is valid if it is made of valid pixels only, and is marked if about half of it is.
+    valid = (mask(images.valid_cf, 0.999), mask(images.valid_fa, 0.999))
+    return PairImages(
+        image(images.cf), image(images.fa), *valid, {name: mask(marked, 0.45) for name, marked in images.masks.items()}
+    )
 
 
 def to_pair(checked: CheckedPair, images: PairImages, resolution: int) -> Pair:
@@ -168,6 +174,7 @@ def to_pair(checked: CheckedPair, images: PairImages, resolution: int) -> Pair:
         fa=_signed(torch.from_numpy(sized.fa.copy())[None]),
         valid_cf=torch.from_numpy(sized.valid_cf.copy())[None],
         valid_fa=torch.from_numpy(sized.valid_fa.copy())[None],
+        masks={name: torch.from_numpy(marked.copy()) for name, marked in sized.masks.items()},
     )
 
 
@@ -177,13 +184,14 @@ def _signed(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def dihedral(pair: Pair, k: int) -> Pair:
-    """The ``k``-th of the eight flips and rotations, alike for both images and both masks; 0 is identity."""
+    """The ``k``-th of the eight flips and rotations, alike for both images and all masks; 0 is identity."""
     return replace(
         pair,
         cf=turn(pair.cf, k),
         fa=turn(pair.fa, k),
         valid_cf=turn(pair.valid_cf, k),
         valid_fa=turn(pair.valid_fa, k),
+        masks={name: turn(mask, k) for name, mask in pair.masks.items()},
     )
 
 

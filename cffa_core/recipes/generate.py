@@ -11,11 +11,12 @@ from typing import Any
 
 from cffa_core.errors import ModelUnavailable
 from cffa_core.jobs.context import JobContext
-from cffa_core.jobs.spec import CF_PROMPT, FA_PROMPT, GenerateSettings, SamplerSpec
-from cffa_core.methods.method import PairMethod
+from cffa_core.jobs.spec import CF_PROMPT, FA_PROMPT, GenerateSettings, Method, SamplerSpec, check_structures
+from cffa_core.methods.method import PairMethod, read_card
 from cffa_core.methods.pair_sampler import PairSampler
 from cffa_core.methods.registry import load_method
 from cffa_core.models.base import load_base
+from cffa_core.recipes.structures import Structures
 from cffa_core.rng import pair_seed
 
 
@@ -30,8 +31,10 @@ def load_sampler(
     """Load base and model once for all parts. Default prompts stand for the prompts of the training.
 
     Raises ``ModelUnavailable`` if either is missing, they do not belong together, or the model knows one modality
-    only; ``CorruptArtifact`` if the model's files are damaged; ``InvalidSpec`` for prompts the base cannot take.
+    only; ``CorruptArtifact`` if the model's files are damaged; ``InvalidSpec`` for prompts the base cannot take, and
+    where the model draws on structures and ``settings`` names none, or the other way round.
     """
+    check_structures(Method(read_card(model)["method"]), settings.structures)
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
     trained = load_method(model, loaded)
     if len(trained.modalities) != 2:
@@ -50,11 +53,17 @@ def own_prompts(sampler: SamplerSpec, model: PairMethod) -> SamplerSpec:
 
 
 def generate_part(
-    sampler: PairSampler, settings: GenerateSettings, part: int, out: Path, context: JobContext
+    sampler: PairSampler,
+    settings: GenerateSettings,
+    part: int,
+    out: Path,
+    context: JobContext,
+    structures: Structures | None = None,
 ) -> dict[str, Any]:
     """Draw the pairs of ``part`` into ``out/cf/000017.png`` and ``out/fa/000017.png``, and describe them.
 
-    Writes ``out/part.json`` and returns its content: per pair index, seed, names, sizes, SHA-256 and ``fa_chroma``.
+    Writes ``out/part.json`` and returns its content: per pair index, seed, names, sizes, SHA-256 and ``fa_chroma``, and
+    ``structure`` (which one) where the pairs are drawn on ``structures`` (`recipes.structures`).
     """
     indices = settings.part_range(part)
     batches = range(0, len(indices), settings.batch_size)
@@ -66,7 +75,10 @@ def generate_part(
             context.progress("sampling", number * total + done, len(batches) * total)
 
         seeds = [pair_seed(settings.seed, index) for index in batch]
-        entries += [pair.save(out) for pair in sampler.draw(batch, seeds, on_step)]
+        given = [structures.of(index) for index in batch] if structures is not None else []
+        pairs = sampler.draw(batch, seeds, on_step, [structure.images for structure in given])
+        sources: list[dict[str, Any]] = [{"structure": structure.source} for structure in given] or [{} for _ in pairs]
+        entries += [pair.save(out) | source for pair, source in zip(pairs, sources, strict=True)]
     description = {"pairs": entries}
     out.mkdir(parents=True, exist_ok=True)
     (out / "part.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")

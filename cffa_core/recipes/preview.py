@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cffa_core.methods.method import Tensors
 from cffa_core.methods.pair_sampler import NewPair, PairSampler, write_png
 from cffa_core.rng import derive_seed
 
@@ -16,17 +17,24 @@ CELL = 160
 
 
 def write_previews(
-    sampler: PairSampler, count: int, seed: int, folder: Path, on_step: Callable[[int, int], None]
+    sampler: PairSampler,
+    count: int,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[int, int], None],
+    structures: Sequence[Tensors] = (),
 ) -> None:
     """Draw ``count`` pairs and write ``cf/``, ``fa/`` and ``sheet.png`` (a row per pair: CF, FA) into ``folder``.
 
-    The seeds are the same at every step of a run, so that sheets can be compared.
+    The seeds are the same at every step of a run, so that sheets can be compared; so are the ``structures``, one for
+    each pair, where the model draws on them.
     """
     pairs: list[NewPair] = []
     indices = list(range(count))
     for start in range(0, count, sampler.batch_size):
         batch = indices[start : start + sampler.batch_size]
-        pairs += sampler.draw(batch, [derive_seed(seed, "preview", i) for i in batch], on_step)
+        seeds = [derive_seed(seed, "preview", i) for i in batch]
+        pairs += sampler.draw(batch, seeds, on_step, structures[batch[0] : batch[-1] + 1])
     for pair in pairs:
         pair.save(folder)
     write_png(folder, "sheet.png", sheet(pairs))
