@@ -35,7 +35,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
             _name_sets(store, claim.owner, claim.spec, inputs, facts)
         else:
             (evaluated,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.EVALUATE)
-            inputs["evaluate"], facts["sets"] = evaluated.stored, evaluated.info["sets"]
+            inputs["evaluate"], facts["sets"] = evaluated.stored, evaluated.info.get("sets", {})
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
         facts["model_digest"] = model.digest
@@ -76,7 +76,8 @@ def _name_sets(
         add("pairs", store.get_dataset(owner, spec.pairs_dataset_id))
     elif spec.generation_job_id is not None:
         job = store.get_job(owner, spec.generation_job_id)
-        assert isinstance(job.spec, GenerationSpec) and job.result is not None  # posted only for such a job
+        assert isinstance(job.spec, GenerationSpec)  # posted only for such a job
+        manifest = (job.result or {}).get("manifest", {})
         indices = list(range(job.spec.count))
         if len(indices) > spec.max_pairs:
             chosen = random.Random(derive_seed(spec.seed, "choose generated pairs")).sample(indices, spec.max_pairs)
@@ -84,7 +85,7 @@ def _name_sets(
         needed = {index // job.spec.part_size for index in indices}
         inputs["pairs"] = _part_files(store, owner, job.id, needed)
         facts["indices"] = indices
-        sets["pairs"] = {"name": "generated", "digest": job.result["manifest"]["sha256"], "pairs": job.spec.count}
+        sets["pairs"] = {"name": "generated", "digest": manifest.get("sha256"), "pairs": job.spec.count}
     add("reference", store.get_dataset(owner, spec.reference_dataset_id))
     if spec.train_dataset_id is not None:
         add("train", store.get_dataset(owner, spec.train_dataset_id))

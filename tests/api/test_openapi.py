@@ -24,6 +24,7 @@ ROUTES = {
     ("get", "/v1/datasets/{dataset_id}/report"),
     ("post", "/v1/training-jobs"),
     ("post", "/v1/generation-jobs"),
+    ("post", "/v1/evaluation-jobs"),
     ("get", "/v1/jobs"),
     ("get", "/v1/jobs/{job_id}"),
     ("delete", "/v1/jobs/{job_id}"),
@@ -41,6 +42,9 @@ ROUTES = {
     ("get", "/v1/jobs/{job_id}/archives"),
     ("get", "/v1/jobs/{job_id}/archives/all"),
     ("get", "/v1/jobs/{job_id}/archives/{number}"),
+    ("get", "/v1/jobs/{job_id}/report"),
+    ("get", "/v1/jobs/{job_id}/report/{name}"),
+    ("head", "/v1/jobs/{job_id}/report/{name}"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{model_id}"),
     ("get", "/v1/models/{model_id}/card"),
@@ -129,11 +133,16 @@ def test_examples_are_valid(model: type[BaseModel], example: dict[str, Any]) -> 
 
 def test_enough_is_exemplified() -> None:
     shown = {model.__name__ for model, _ in models_with_examples()}
-    assert {"TrainingJobRequest", "GenerationJobRequest", "JobView", "ProblemDocument", "ArchiveView"} <= shown
+    posted = {"TrainingJobRequest", "GenerationJobRequest", "EvaluationJobRequest"}
+    assert posted | {"JobView", "ProblemDocument", "ArchiveView", "ReportView"} <= shown
 
 
 def test_posted_examples_are_specs_of_the_library() -> None:
+    kinds = {
+        schemas.TrainingJobRequest: "training",
+        schemas.GenerationJobRequest: "generation",
+        schemas.EvaluationJobRequest: "evaluation",
+    }
     for model, example in models_with_examples():
-        if model in (schemas.TrainingJobRequest, schemas.GenerationJobRequest):
-            kind = "training" if model is schemas.TrainingJobRequest else "generation"
-            assert parse_spec(example | {"kind": kind}).kind == kind
+        if model in kinds:
+            assert parse_spec(example | {"kind": kinds[model]}).kind == kinds[model]
