@@ -98,6 +98,27 @@ def test_options_beat_assignments_beat_the_file(tmp_path: Path) -> None:
     assert (settings.validate_every, settings.checkpoint_every, settings.preview_every) == (7, 7, 7)
 
 
+def test_the_options_of_the_methods_reach_them(tmp_path: Path) -> None:
+    sharing = options.train_settings(
+        None, None, method="shared_attention", max_resolution=16, step_range=(0.0, 0.6)
+    ).shared_attention
+    assert sharing is not None and (sharing.max_resolution, sharing.step_range) == (16, (0.0, 0.6))
+    canvas = options.train_settings(None, None, method="side_by_side", no_squeeze=True).side_by_side
+    assert canvas is not None and not canvas.squeeze
+    # The spec of a stored job says null where a method has no settings of its own.
+    stored = tmp_path / "spec.json"
+    stored.write_text(options.train_settings(None, None).model_dump_json(exclude={"loss", "timesteps"}))
+    assert options.train_settings(stored, None, method="shared_attention", max_resolution=8).loss.hf_lambda == 0
+
+
+def test_options_of_another_method_are_refused() -> None:
+    data = ("--dataset", "ds_00000000000000000000")
+    result = run("submit", "train", *data, "--method", "side_by_side", "--step-range", "0", "0.6")
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert "shared_attention holds settings of method shared_attention, and this is side_by_side" in said
+
+
 def test_sampler_options_reach_the_sampler() -> None:
     settings = options.generate_settings(None, None, scheduler="ddpm", steps=9, guidance=2.0, noise="rotated", count=3)
     sampler = settings.sampler

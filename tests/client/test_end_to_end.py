@@ -59,6 +59,29 @@ def test_a_trained_model_is_listed(client: CffaClient, training: dict[str, Any])
     assert (model.base, model.method, model.step is not None) == ("micro", "dual_unet", True)
 
 
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("shared_attention", ("--max-resolution", "4", "--step-range", "0", "0.6")),
+        ("side_by_side", ("--no-squeeze",)),
+    ],
+)
+def test_a_job_of_another_method(
+    service: Servers, client: CffaClient, pairs_folder: Path, tmp_path: Path, method: str, own: tuple[str, ...]
+) -> None:
+    """Trained, listed, drawn from and downloaded, with the method's own options."""
+    sets = [argument for field in (*TRAINING, "cf_prompt=CF", "fa_prompt=FA") for argument in ("--set", field)]
+    options = ("--method", method, *own, "--watch", "--json")
+    trained = printed(run(service, "submit", "train", "--dataset", pairs_folder, *sets, *options))
+    model = client.model_of(trained["id"])
+    assert (trained["state"], model.method) == ("succeeded", method)
+    settings = GenerateSettings(count=3, resolution=64, batch_size=2, part_size=2, sampler={"steps": 2})
+    made = client.wait(client.submit_generation(model.id, settings).id, timeout=120)
+    assert made.state == "succeeded"
+    client.download_archive(made.id, tmp_path / "pairs.zip")
+    assert [pair["index"] for pair in verify_archive(tmp_path / "pairs.zip")["pairs"]] == [0, 1, 2]
+
+
 def test_the_archive_holds_what_was_asked_for(service: Servers, generation: dict[str, Any], tmp_path: Path) -> None:
     report = printed(run(service, "download", generation["id"], "--out", tmp_path / "pairs.zip", "--json"))
     manifest = verify_archive(tmp_path / "pairs.zip")

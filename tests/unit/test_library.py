@@ -45,6 +45,21 @@ def test_the_ten_lines(folder: Path, tmp_path: Path) -> None:
         assert (fa.size, fa.mode) == ((64, 64), "L")
 
 
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [("shared_attention", {"step_range": (0.0, 0.6)}), ("side_by_side", {"squeeze": False})],
+)
+def test_another_method_is_one_word_more(folder: Path, tmp_path: Path, method: str, own: dict[str, object]) -> None:
+    base, pairs = cffa.load_base(folder / "base"), cffa.load_pairs(folder / "my_pairs", resolution=64)
+    prompts = {"cf_prompt": "CF", "fa_prompt": "FA"}
+    trained = cffa.train(base, pairs, method=method, **{method: own}, steps=2, out=tmp_path, **prompts, **QUICK)
+    drawn = list(trained.sample(2, steps=2))
+    assert trained.card["method"] == method and list(trained.card["parameters"]) == ["pair"]
+    assert [(pair.cf.shape, pair.fa.shape) for pair in drawn] == [((64, 64, 3), (64, 64))] * 2
+    again = list(cffa.load_model(tmp_path, base).sample(2, steps=2))
+    assert all(np.array_equal(a.cf, b.cf) and np.array_equal(a.fa, b.fa) for a, b in zip(drawn, again, strict=True))
+
+
 def test_new_pairs_can_be_loaded_as_pairs(folder: Path, tmp_path: Path) -> None:
     model = cffa.load_model(folder / "run", cffa.load_base(folder / "base"))
     for pair in model.sample(2, steps=1):

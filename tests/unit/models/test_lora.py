@@ -141,6 +141,24 @@ def test_rows_must_fit_the_plan(base: Base) -> None:
         lora.set_rows(("cf", "oct"))
 
 
+def test_a_layer_may_be_shown_some_rows_alone(base: Base) -> None:
+    """Each keeps its own modality, in the order given; afterwards, and after an error, the whole batch counts again."""
+    unet, lora = trained_lora(base, LoraSpec(rank=4))
+    lora.set_rows(("cf", "fa", "fa", "cf"))
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    x = torch.randn(4, 5, layer.base.in_features, generator=torch.Generator().manual_seed(1))
+    whole, output = layer(x), unet(*inputs(4)).sample
+    assert not torch.allclose(whole[0], layer(x[[1, 0, 2, 3]])[1])
+    with lora.only([3, 1]):
+        torch.testing.assert_close(layer(x[[3, 1]]), whole[[3, 1]])
+        with pytest.raises(ValueError, match="4 rows, the row plan 2"):
+            layer(x)
+    with pytest.raises(ZeroDivisionError), lora.only([0]):
+        _ = 1 / 0
+    assert torch.equal(layer(x), whole)
+    assert torch.equal(unet(*inputs(4)).sample, output)
+
+
 def test_export_and_load_round_trip(base: Base, tmp_path: Path) -> None:
     _, lora = trained_lora(base, LoraSpec(rank=4))
     path = tmp_path / "lora_fa.safetensors"
