@@ -22,7 +22,7 @@ from diffusers import (
 from numpy.typing import NDArray
 
 from cffa_core import rng
-from cffa_core.diffusion.rotation import rotate
+from cffa_core.diffusion.rotation import rotate, rotate_bands
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.jobs.spec import NoiseMode, Scheduler
 
@@ -68,13 +68,15 @@ def draw_noise(
     mode: NoiseMode,
     rotation: NDArray[np.float64] | None,
     label: str,
+    bands: NDArray[np.float64] | None = None,
 ) -> torch.Tensor:
     """Standard normal noise ``(len(branches) * B, C, h, w)``: all rows of the first branch, then of the second.
 
-    ``label`` names the use ("z0", "step 3"). shared: both branches get the same; rotated: ``FA = R CF``; independent:
-    FA draws its own. Drawn on the CPU, one generator per pair. Raises ``InvalidSpec`` for ``rotated`` without R.
+    ``label`` names the use ("z0", "step 3"). shared: both branches get the same; rotated: ``FA = R CF``; banded:
+    the same with the R of each band of spatial frequency; independent: FA draws its own. Drawn on the CPU, one
+    generator per pair. Raises ``InvalidSpec`` for ``rotated`` or ``banded`` without R.
     """
-    if mode == "rotated" and rotation is None:
+    if (mode == "rotated" and rotation is None) or (mode == "banded" and bands is None):
         message = "this model has no noise rotation (too little common area in its training pairs)"
         raise InvalidSpec(message, problems=(Problem("/sampler/initial_noise", "no_noise_rotation", message),))
     rows: dict[str, list[torch.Tensor]] = {m: [] for m in branches}
@@ -82,8 +84,12 @@ def draw_noise(
         cf = torch.randn(shape, generator=rng.generator(seed, label))
         if mode == "independent":
             fa = torch.randn(shape, generator=rng.generator(seed, label, "fa"))
+        elif mode == "rotated" and rotation is not None:
+            fa = rotate(cf, rotation)
+        elif mode == "banded" and bands is not None:
+            fa = rotate_bands(cf, bands)
         else:
-            fa = rotate(cf, rotation) if mode == "rotated" and rotation is not None else cf
+            fa = cf
         for m in branches:
             rows[m].append(cf if m == "cf" else fa)
     return torch.cat([torch.stack(rows[m]) for m in branches])

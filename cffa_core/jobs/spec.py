@@ -55,7 +55,7 @@ class Scheduler(StrEnum):
     DDPM = "ddpm"
 
 
-NoiseMode = Literal["shared", "rotated", "independent"]
+NoiseMode = Literal["shared", "rotated", "banded", "independent"]
 # Methods in which both images are at the same point of the noise scale, in training as in sampling.
 SHARE_TIMESTEPS = (Method.SHARED_ATTENTION, Method.SIDE_BY_SIDE)
 

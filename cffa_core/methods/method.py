@@ -59,6 +59,7 @@ class PairMethod(ABC):
         self.settings = settings
         self.modalities: tuple[str, ...] = tuple(m for m in ("cf", "fa") if m in settings.modalities)
         self.noise_rotation = noise_rotation
+        self.band_rotations: NDArray[np.float64] | None = None
         self.step = step
         self.lpips = lpips
         self.schedule = NoiseSchedule.from_config(base.scheduler_config)
@@ -233,6 +234,7 @@ class PairMethod(ABC):
                 "dataset_digest": dataset_digest,
                 "validation": dict(validation) if validation is not None else None,
                 "noise_rotation": None if self.noise_rotation is None else self.noise_rotation.tolist(),
+                "band_rotations": None if self.band_rotations is None else self.band_rotations.tolist(),
                 "lpips": self.lpips and {"lambda": self.settings.loss.lpips_lambda, "sha256": self.lpips.sha256},
                 "parameters": self.parameter_counts(),
                 "files": describe_files(staging),
@@ -275,6 +277,8 @@ class PairMethod(ABC):
             raise CorruptArtifact(f"the settings in {folder.name}/model.json are not readable: {error}") from error
         rotation = None if card["noise_rotation"] is None else np.asarray(card["noise_rotation"], dtype=np.float64)
         model = cls(base, settings, rotation, card["step"])
+        if card.get("band_rotations") is not None:  # models of before have none
+            model.band_rotations = np.asarray(card["band_rotations"], dtype=np.float64)
         model.read_weights(folder)
         return model
 

@@ -20,7 +20,7 @@ from cffa_core import rng
 from cffa_core.data.pairs import PairSet, turn
 from cffa_core.diffusion.latents import LatentCache, StructureCache, Variant, draw_variant
 from cffa_core.diffusion.perceptual import Lpips
-from cffa_core.diffusion.rotation import noise_rotation
+from cffa_core.diffusion.rotation import band_rotations, noise_rotation
 from cffa_core.errors import Conflict, NotEnoughData, TrainingDiverged
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import TrainSettings
@@ -33,7 +33,7 @@ from cffa_core.recipes.preview import write_previews
 from cffa_core.recipes.run_folder import RunFolder
 
 VALIDATION_TIMESTEPS = (200, 500, 800)
-# The rotation is a 4x4 matrix over thousands of cells per pair: more pairs would cost encoding time and change nothing.
+# A rotation is a 4x4 matrix over thousands of cells per pair: more pairs would cost encoding time and change nothing.
 ROTATION_PAIRS = 32
 PREVIEW_BATCH = 5
 
@@ -75,7 +75,7 @@ class TrainingRun:
             raise NotEnoughData("there is no pair to train on")
         self.settings, self.base, self.context, self.digest = settings, base, context, pairs.digest
         self.files = RunFolder(out)
-        self.train, self.step = train, 0
+        self.train, self.held_out, self.step = train, held_out, 0
         self.best: dict[str, Any] | None = None
         self.validated: dict[str, Any] | None = None
         self.model = METHODS[settings.method](base, settings, lpips=lpips)
@@ -104,6 +104,7 @@ class TrainingRun:
                 self.context.progress("encoding", index, count)
                 moments.append(self.model.moments_by_modality(self.train_latents.moments(index, Variant())))
             self.model.noise_rotation = noise_rotation(moments)
+            self.model.band_rotations = band_rotations(moments)
         if not len(self.held_latents):
             self.files.note("validation_log", 0, "no eye is held out: the best model is the latest")
 
@@ -125,12 +126,12 @@ class TrainingRun:
             for name, term in {"loss": loss.detach(), **terms}.items():
                 sums[name] = sums.get(name, 0.0) + float(term) / settings.gradient_accumulation
         if not math.isfinite(sums["loss"]):
-            raise TrainingDiverged(
-                f"the loss at step {number} (pairs {', '.join(names)}) is {sums['loss']}; the last good checkpoint is "
-                "kept. Look at these pairs, or train with a smaller learning_rate or in fp32"
-            )
+            raise self._diverged(f"the loss at step {number}", sums["loss"], names)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, settings.max_grad_norm)
+        # In fp16 the scaler finds its scale by overflowing; such a step changes nothing. Otherwise it would spoil all.
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._diverged(f"the gradient at step {number}", float(norm), names)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,7 +139,7 @@ class TrainingRun:
             average.lerp_(weight.detach(), 1 - settings.ema_decay)
         self.step = self.model.step = number
         values = {**sums, "lr": rate}
-        if torch.isfinite(norm):  # in fp16 the scaler finds its scale by overflowing; such a step changes nothing
+        if torch.isfinite(norm):
             values["grad_norm"] = float(norm)
         self.files.log("training_log", number, values)
         self.context.metrics(number, values)
@@ -166,7 +167,8 @@ class TrainingRun:
                     sums[name] = sums.get(name, 0.0) + float(term) / share
                 self.context.progress("validation", done + 1, len(draws))
         if not math.isfinite(sums["loss"]):
-            raise TrainingDiverged(f"the validation loss at step {self.step} is {sums['loss']}")
+            held_out = [pair.name for pair in self.held_out]
+            raise self._diverged(f"the validation loss at step {self.step}", sums["loss"], held_out)
         self.files.log("validation_log", self.step, sums)
         self.context.metrics(self.step, {f"validation_{name}": value for name, value in sums.items()})
         self.validated = {"step": self.step, **sums}
@@ -213,6 +215,13 @@ class TrainingRun:
     def card(self) -> dict[str, Any]:
         """Card of the best model."""
         return read_card(self.files.best)
+
+    @staticmethod
+    def _diverged(what: str, value: float, pairs: list[str]) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what} (pairs {', '.join(pairs)}) is {value}; the last good checkpoint is kept. Look at these pairs, or "
+            "train with a smaller learning_rate or in fp32"
+        )
 
     def _batch(self, number: int, generator: torch.Generator) -> Batch:
         """Batch ``number`` of the run: pairs in a new order every epoch, each in a drawn variant and posterior."""
@@ -266,12 +275,13 @@ class TrainingRun:
         return tensors
 
     def _state(self) -> dict[str, Any]:
-        rotation = self.model.noise_rotation
+        rotation, bands = self.model.noise_rotation, self.model.band_rotations
         return {
             "step": self.step,
             "identity": self._identity(),
             "best": self.best,
             "noise_rotation": None if rotation is None else rotation.tolist(),
+            "band_rotations": None if bands is None else bands.tolist(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -290,7 +300,9 @@ class TrainingRun:
         self.files.restore(checkpoint)
         self.step = self.model.step = state["step"]
         self.best = state["best"]
-        self.model.noise_rotation = None if state["noise_rotation"] is None else np.array(state["noise_rotation"])
+        for name in ("noise_rotation", "band_rotations"):
+            found = state.get(name)
+            setattr(self.model, name, None if found is None else np.array(found))
         self.scaler.load_state_dict(state["scaler"])
         with torch.no_grad():
             for place, (name, weight) in enumerate(self.model.named_parameters()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -58,6 +58,10 @@ StepRange = Annotated[
     typer.Option(metavar="BEGIN END", help="shared_attention: part of the way from noise (0) to image (1)."),
 ]
 NoSqueeze = Annotated[bool, typer.Option("--no-squeeze", help="side_by_side: each image at its full width.")]
+Vessels = Annotated[
+    str | None, typer.Option(help="controlnet: vessel maps by Frangi's filter (frangi) or the data set's own (masks).")
+]
+NoTile = Annotated[bool, typer.Option("--no-tile", help="controlnet: vessel maps alone, without the tile image.")]
 Base = Annotated[str | None, typer.Option(help="Base model: `tiny`, a hub id, or a folder in CFFA_MODELS_DIR.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels, a multiple of 8.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
@@ -73,7 +77,7 @@ Count = Annotated[int | None, typer.Option("--count", "-n", help="Number of pair
 Scheduler = Annotated[str | None, typer.Option(help="ddim | pndm | dpm++2m | unipc | euler | ddpm")]
 SampleSteps = Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")]
-Noise = Annotated[str | None, typer.Option(help="Initial noise: shared | rotated | independent")]
+Noise = Annotated[str | None, typer.Option(help="Initial noise: shared | rotated | banded | independent")]
 
 
 def train_settings(
@@ -85,6 +89,8 @@ def train_settings(
     max_resolution: int | None = None,
     step_range: tuple[float, float] | None = None,
     no_squeeze: bool = False,
+    vessels: str | None = None,
+    no_tile: bool = False,
     **fields: object,
 ) -> TrainSettings:
     """Settings of a training run from options; raises ``InvalidSpec`` naming every bad field."""
@@ -93,6 +99,7 @@ def train_settings(
     fields |= {"validate_every": every, "checkpoint_every": every, "preview_every": every, "lora.rank": rank}
     fields |= {"shared_attention.max_resolution": max_resolution, "shared_attention.step_range": step_range}
     fields |= {"side_by_side.squeeze": False if no_squeeze else None}
+    fields |= {"controlnet.vessels": vessels, "controlnet.tile": False if no_tile else None}
     return _validated(TrainSettings, _merged(spec, assignments, fields))
 
 
@@ -116,6 +123,13 @@ def generate_settings(
         "sampler.initial_noise": noise,
     }
     return _validated(GenerateSettings, _merged(spec, assignments, fields))
+
+
+def structures(given: str | None) -> Literal["dataset", "procedural"] | None:
+    """The word of a specification for what ``--structures`` says: ``procedural``, or else a data set."""
+    if given is None:
+        return None
+    return "procedural" if given == "procedural" else "dataset"
 
 
 def evaluate_settings(spec: Path | None, assignments: list[str] | None, **fields: object) -> EvaluateSettings:

@@ -8,7 +8,7 @@ import torch
 from scipy import linalg, ndimage, stats
 
 from cffa_core.diffusion.latents import Moments
-from cffa_core.diffusion.rotation import noise_rotation, rotate
+from cffa_core.diffusion.rotation import BAND_EDGES, band_rotations, noise_rotation, rotate, rotate_bands
 
 SIZE = 32
 
@@ -99,3 +99,78 @@ def test_rotated_noise_is_still_standard_normal() -> None:
     assert stats.kstest(turned.flatten().numpy(), "norm").pvalue > 0.01
     covariance = np.cov(turned.reshape(4, -1).numpy())
     np.testing.assert_allclose(covariance, np.eye(4), atol=0.08)
+
+
+def split(x: torch.Tensor, below: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part of ``(C, h, w)`` below a frequency in cycles per side, and the rest."""
+    ways = torch.fft.fftfreq(x.shape[-1], dtype=torch.float64) * x.shape[-1]
+    low = (ways[:, None].square() + ways[None, :].square()).sqrt() < below
+    coarse = torch.fft.ifft2(torch.fft.fft2(x.double()) * low).real
+    return coarse, x.double() - coarse
+
+
+def layered_pairs(count: int = 24, valid: torch.Tensor | None = None) -> list[dict[str, Moments]]:
+    """Alike below 6 cycles per side, inverted above, as fundus images are; a fixed picture lies over all CFs."""
+    pairs = []
+    picture = 5 * torch.linspace(-1, 1, SIZE).expand(4, SIZE, SIZE)
+    for i in range(count):
+        coarse, fine = split(noise(4, SIZE, SIZE, seed=100 + i), 6.0)
+        fa = coarse - fine + 0.2 * noise(4, SIZE, SIZE, seed=200 + i)
+        pairs.append(moments_of((coarse + fine + picture).float(), fa.float(), valid))
+    return pairs
+
+
+def test_each_band_has_the_sign_of_its_own_structures() -> None:
+    found = band_rotations(layered_pairs())
+    assert found is not None and found.shape == (len(BAND_EDGES) + 1, 4, 4)
+    for edge, rotation in zip((*BAND_EDGES, np.inf), found, strict=True):
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(4), atol=1e-12)
+        sign = 1 if edge <= 6 else -1
+        assert (sign * np.diag(rotation) > 0.9).all(), f"band below {edge}"
+
+
+def test_a_band_without_coefficients_takes_its_neighbour_s_rotation() -> None:
+    """Latents of 32 cells a side have no frequency above 16 * sqrt(2) cycles: the last band is the one before."""
+    found = band_rotations(layered_pairs())
+    assert found is not None
+    np.testing.assert_array_equal(found[-1], found[-2])
+
+
+def test_bands_see_the_common_area_alone() -> None:
+    valid = torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    valid[..., :8] = False
+    masked = layered_pairs(valid=valid)
+    spoiled = []
+    for p in masked:
+        fa = p["fa"].mean.clone()
+        fa[..., :8] = 100 * noise(4, SIZE, 8, seed=77)
+        spoiled.append(moments_of(p["cf"].mean, fa, valid))
+    np.testing.assert_allclose(band_rotations(masked), band_rotations(spoiled), atol=1e-9)
+
+
+def test_bands_say_none_rather_than_something_arbitrary() -> None:
+    cf, fa = noise(4, SIZE, SIZE, seed=1), noise(4, SIZE, SIZE, seed=2)
+    assert band_rotations([]) is None
+    assert band_rotations([moments_of(cf, fa, torch.zeros(1, SIZE, SIZE, dtype=torch.bool))]) is None
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 32), (33, 31)])
+def test_banded_noise_is_white_and_turned_band_by_band(shape: tuple[int, int]) -> None:
+    seeded = np.random.default_rng(3)
+    rotations = np.stack([stats.ortho_group.rvs(4, random_state=seeded) for _ in range(len(BAND_EDGES) + 1)])
+    plain = noise(4, *shape, seed=5)
+    turned = rotate_bands(plain, rotations)
+    assert turned.dtype == plain.dtype
+    assert stats.kstest(turned.flatten().numpy(), "norm").pvalue > 0.01
+    assert turned.square().sum().item() == pytest.approx(plain.square().sum().item(), rel=1e-5)
+    back = rotate_bands(turned, rotations.transpose(0, 2, 1))
+    torch.testing.assert_close(back, plain, rtol=0, atol=1e-5)
+    power = torch.fft.fft2(turned).abs().square().mean(0).flatten()
+    assert stats.kendalltau(power, np.arange(len(power))).pvalue > 0.001
+
+
+def test_equal_bands_are_the_plain_rotation() -> None:
+    rotation = stats.ortho_group.rvs(4, random_state=np.random.default_rng(4))
+    plain = noise(4, 16, 16, seed=6)
+    banded = rotate_bands(plain, np.stack([rotation] * (len(BAND_EDGES) + 1)))
+    torch.testing.assert_close(banded, rotate(plain, rotation), rtol=0, atol=1e-5)
