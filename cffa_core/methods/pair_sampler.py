@@ -23,6 +23,7 @@ from cffa_core.diffusion.sampling import build_scheduler, denoise, draw_noise
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.jobs.spec import NoiseMode, SamplerSpec
 from cffa_core.methods.method import PairMethod, Tensors
+from cffa_core.models.fixed_text import FixedText
 
 OnStep = Callable[[int, int], None]
 
@@ -64,6 +65,7 @@ class PairSampler:
         self.step_noise: NoiseMode = sampler.step_noise or self.initial_noise
         prompts = model.prompts(sampler.cf_prompt, sampler.fa_prompt)
         self._text = {b: model.base.encode_prompts([prompts[b]]) for b in model.branches}
+        self.fixed_text = FixedText(model.unet)
         self._negative = model.base.encode_prompts([sampler.negative_prompt]) if sampler.guidance_scale > 1 else None
 
     @torch.no_grad()
@@ -111,7 +113,9 @@ class PairSampler:
         shown = model.control_rows({name: images.to(device) for name, images in (structure or {}).items()})
 
         def noise(label: str, mode: NoiseMode) -> torch.Tensor:
-            drawn = draw_noise(seeds, self.shape, model.modalities, mode, model.noise_rotation, label)
+            drawn = draw_noise(
+                seeds, self.shape, model.modalities, mode, model.noise_rotation, label, model.band_rotations
+            )
             return model.join(drawn).to(device)
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -123,13 +127,14 @@ class PairSampler:
             unconditional, conditional = said.chunk(2)
             return unconditional + spec.guidance_scale * (conditional - unconditional)
 
-        return denoise(
-            predict,
-            build_scheduler(spec.scheduler, model.base.scheduler_config, spec.steps),
-            noise("z0", self.initial_noise),
-            lambda i: noise(f"step {i}", self.step_noise),
-            on_step,
-        )
+        with self.fixed_text.during_a_run():
+            return denoise(
+                predict,
+                build_scheduler(spec.scheduler, model.base.scheduler_config, spec.steps),
+                noise("z0", self.initial_noise),
+                lambda i: noise(f"step {i}", self.step_noise),
+                on_step,
+            )
 
     @staticmethod
     def _pair(index: int, seed: int, decoded: Tensors) -> NewPair:

@@ -6,14 +6,11 @@ read. Knows nothing of LoRA, losses or sampling.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,22 +20,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cffa_core.errors import InvalidSpec, ModelUnavailable, Problem
+from cffa_core.models.base_folder import base_files, digest_of
+from cffa_core.models.fetch import find_base
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-SHIPPED = Path(__file__).resolve().parent.parent / "assets"
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_UNET_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
-# Part -> the files that decide its numbers; variants (fp16, non_ema) and pickles are neither read nor downloaded.
-PARTS: dict[str, tuple[str, ...]] = {
-    "tokenizer": ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    "text_encoder": ("config.json", "model*.safetensors", "model.safetensors.index.json"),
-    "vae": _UNET_FILES,
-    "unet": _UNET_FILES,
-    "scheduler": ("scheduler_config.json",),
-}
-_PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -133,14 +119,14 @@ def load_base(
     Raises :class:`ModelUnavailable`, naming what is missing, when the base cannot be had or is not usable.
     """
     folder, name = find_base(ref, models_dir=models_dir)
-    files = _files(folder)
+    files = base_files(folder)
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
     prediction = scheduler_config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise ModelUnavailable(f"base {name!r} predicts {prediction!r}; only bases that predict epsilon are supported")
     target, unet_dtype = torch.device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
     with _quiet():
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = _tokenizer(folder / "tokenizer")
         text_encoder = _weights(CLIPTextModel, folder / "text_encoder", dtype=torch.float32)
         vae = _weights(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
         unet = _weights(UNet2DConditionModel, folder / "unet", torch_dtype=unet_dtype)
@@ -151,7 +137,7 @@ def load_base(
     return Base(
         name=name,
         folder=folder,
-        digest=_digest(folder, files),
+        digest=digest_of(folder, files),
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae,
@@ -164,92 +150,32 @@ def load_base(
     )
 
 
-def find_base(ref: str | Path, *, models_dir: Path | None = None) -> tuple[Path, str]:
-    """Return the folder of a base (downloaded if it is a hub id) and the name to call it by.
-
-    A bare name never means a folder of the current directory: names arrive in requests of other people.
-    """
-    if isinstance(ref, Path) or ref.startswith(("/", "./", "../", "~")):
-        folder = Path(ref).expanduser()
-        if not folder.is_dir():
-            raise ModelUnavailable(f"there is no base model folder at {folder}")
-        return folder, folder.resolve().name
-    if ref == "tiny":
-        if not (SHIPPED / ref).is_dir():
-            raise ModelUnavailable("the shipped base `tiny` is missing from this installation")
-        return SHIPPED / ref, ref
-    if models_dir is not None:
-        inside = (models_dir / ref).resolve()
-        if inside != models_dir.resolve() and inside.is_relative_to(models_dir.resolve()) and inside.is_dir():
-            return inside, ref
-    if not HUB_ID.fullmatch(ref):
-        raise ModelUnavailable(
-            f"no base model {ref!r}: not `tiny`, not in CFFA_MODELS_DIR, not a hub id such as owner/name "
-            "(a folder is given with its path, e.g. ./folder)"
-        )
-    return _download(ref), ref
-
-
-def base_digest(folder: Path) -> str:
-    """SHA-256 (hex) over the digests of the files that :func:`load_base` would read from ``folder``."""
-    return _digest(folder, _files(folder))
-
-
-def _download(ref: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = [f"{part}/{pattern}" for part, names in PARTS.items() for pattern in names]
-    ignored = ["*.fp16*.safetensors", "*.non_ema*.safetensors"]
+def _tokenizer(folder: Path) -> CLIPTokenizer:
     try:
-        return Path(snapshot_download(ref, allow_patterns=patterns, ignore_patterns=ignored))
-    except LocalEntryNotFoundError as error:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelUnavailable(
-            f"base {ref!r} is not in the local cache and the hub cannot be reached; download it on a machine with "
-            "access, or put its folder into CFFA_MODELS_DIR"
+            f"the tokenizer of base {folder.parent.name!r} cannot be read: {error}; copy or download the folder again"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelUnavailable(f"base {ref!r} could not be downloaded: {error}") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a base that are read; raises ``ModelUnavailable`` naming every missing part."""
-    found: dict[str, list[Path]] = {}
-    for part, patterns in PARTS.items():
-        paths = {path for pattern in patterns for path in (folder / part).glob(pattern)}
-        found[part] = sorted(
-            path for path in paths if path.suffix != ".safetensors" or _PLAIN_WEIGHTS.fullmatch(path.name)
-        )
-    missing = []
-    for part, kept in found.items():
-        names = {path.name for path in kept}
-        if part == "tokenizer":
-            complete = "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names
-        elif part == "scheduler":
-            complete = bool(names)
-        else:
-            complete = "config.json" in names and any(name.endswith(".safetensors") for name in names)
-        if not complete:
-            missing.append(part)
-    if missing:
-        raise ModelUnavailable(
-            f"the base model folder {folder.name!r} lacks {', '.join(missing)} "
-            f"(each part needs its configuration, and weights as safetensors)"
-        )
-    return [path for kept in found.values() for path in kept]
 
 
 def _weights(kind: Any, folder: Path, **options: Any) -> Any:
     """Load one model strictly: a weight that the file lacks would otherwise be random."""
+    part = f"the {folder.name} of base {folder.parent.name!r}"
+    again = "copy or download the folder again"
     try:
         model, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelUnavailable(f"the {folder.name} of base {folder.parent.name!r} cannot be loaded: {error}") from error
+        raise ModelUnavailable(f"{part} cannot be loaded: {error}; {again}") from error
     absent = sorted(report["missing_keys"])
     if absent:
-        raise ModelUnavailable(f"the {folder.name} of base {folder.parent.name!r} lacks weights: {absent[:5]}")
+        raise ModelUnavailable(f"{part} lacks weights: {absent[:5]}; {again}")
+    # The sum of a tensor is a number only if all of it is; looking at every value would take another copy of it.
+    broken = [n for n, weight in model.named_parameters() if not weight.sum(dtype=torch.float32).isfinite()]
+    if broken:
+        raise ModelUnavailable(f"{part} holds NaN or infinity, first in {broken[0]}; {again}")
     return model
 
 
@@ -261,23 +187,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelUnavailable(f"{path.parent.name}/{path.name} of the base is not a JSON object")
     return content
-
-
-def _digest(folder: Path, files: Sequence[Path]) -> str:
-    lines = [f"{path.relative_to(folder).as_posix()} {_file_digest(path)}\n" for path in files]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    return _hash(str(path.resolve()), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _hash(path: str, size: int, mtime_ns: int) -> str:
-    """Digest of a file, remembered as long as size and time stay: SD 1.5 is 4 GB and is loaded once per job."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

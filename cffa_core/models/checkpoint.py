@@ -84,7 +84,10 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         if not path.is_file():
             raise CorruptArtifact(f"{folder.name} lacks {name}")
         if path.stat().st_size != expected["size"] or _sha256(path) != expected["sha256"]:
-            raise CorruptArtifact(f"{folder.name}/{name} is not the file that was written (size or SHA-256 differ)")
+            raise CorruptArtifact(
+                f"{folder.name}/{name} is not the file that was written (size or SHA-256 differ); "
+                "fetch or copy it again, or take an older checkpoint"
+            )
 
 
 def _sha256(path: Path) -> str:

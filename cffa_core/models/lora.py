@@ -82,11 +82,17 @@ class DualLoraLinear(nn.Module):
         if x.shape[0] != self._plan.rows:
             raise ValueError(f"{self.name}: the batch has {x.shape[0]} rows, the row plan {self._plan.rows}")
         y: torch.Tensor = self.base(x)
-        updates = []
+        updated = []
         for modality, start, stop in self._plan.runs:
-            down, up = self.lora_a[modality].to(x.dtype), self.lora_b[modality].to(x.dtype)
-            updates.append(F.linear(F.linear(x[start:stop], down), up))
-        return y + self.scale * (torch.cat(updates) if len(updates) > 1 else updates[0])
+            rows = y[start:stop].view(-1, y.shape[-1])
+            down = F.linear(x[start:stop], self.lora_a[modality].to(x.dtype)).flatten(0, -2).to(y.dtype)
+            up = self.lora_b[modality].to(y.dtype).t()
+            if torch.is_grad_enabled():
+                updated.append(torch.addmm(rows, down, up, alpha=self.scale))
+            else:
+                # The update goes into the output where it stands: the projections' memory traffic is what LoRA costs.
+                rows.addmm_(down, up, alpha=self.scale)
+        return torch.cat(updated).unflatten(0, y.shape[:-1]) if updated else y
 
 
 class DualLora:
@@ -159,7 +165,10 @@ class DualLora:
         wrong = set(expected) ^ set(weights)
         wrong |= {name for name in set(expected) & set(weights) if expected[name].shape != weights[name].shape}
         if wrong:
-            raise CorruptArtifact(f"{path.name} does not fit this UNet and LoRA: {sorted(wrong)[:3]}")
+            raise CorruptArtifact(
+                f"{path.name} does not fit this UNet and LoRA: {sorted(wrong)[:3]}; use it with the base, "
+                "rank and targets that it was trained with"
+            )
         with torch.no_grad():
             for name, parameter in expected.items():
                 parameter.copy_(weights[name])

@@ -1,4 +1,4 @@
-"""The architecture of Stable Diffusion 1.5, from its public configuration files, and a folder of it with random weights.
+"""The architecture of Stable Diffusion 1.5, from its public configuration files; and a folder of it, at random.
 
 For tests and benchmarks that must run the real sizes without the real weights: layout, shapes and file names are those
 of `stable-diffusion-v1-5/stable-diffusion-v1-5`, the numbers are not, and neither is the vocabulary. Training and

@@ -23,7 +23,8 @@ def base_info(
     as_json: AsJson = False,
 ) -> None:
     """Show a base's parts, parameters, size, digest and model card."""
-    from cffa_core.models.base import base_digest, find_base
+    from cffa_core.models.base_folder import base_digest
+    from cffa_core.models.fetch import find_base
 
     folder, shown = find_base(name, models_dir=options.settings().models_dir)
     parts = [_part(folder / part) for part in WEIGHTS]

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from cffa_core.errors import InvalidSpec, ModelUnavailable
-from cffa_core.models.base import Base, base_digest, find_base, load_base
+from cffa_core.models.base import Base, load_base
+from cffa_core.models.base_folder import base_digest
+from cffa_core.models.fetch import find_base
 
 
 def test_prompts_become_one_row_per_prompt(base: Base) -> None:
@@ -78,7 +80,7 @@ def test_missing_parts_are_all_named(base_folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(base_folder, tmp_path / "broken")
     shutil.rmtree(broken / "scheduler")
     (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ModelUnavailable, match="lacks vae, scheduler"):
+    with pytest.raises(ModelUnavailable, match=r"lacks vae, scheduler .*copy what is missing"):
         load_base(broken)
 
 
@@ -108,6 +110,46 @@ def test_weights_that_the_file_lacks_are_not_invented(base_folder: Path, tmp_pat
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(ModelUnavailable, match="conv_in"):
         load_base(thin)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("tokenizer/vocab.json", b"{", "tokenizer of base 'damaged' cannot be read.*download the folder again"),
+        ("tokenizer/tokenizer_config.json", b"{", "tokenizer of base 'damaged' cannot be read.*download"),
+        ("vae/config.json", b"{", "vae of base 'damaged' cannot be loaded.*download"),
+        ("scheduler/scheduler_config.json", b"{", "scheduler_config.json of the base cannot be read"),
+        ("scheduler/scheduler_config.json", b"[]", "is not a JSON object"),
+    ],
+)
+def test_damage_is_named_and_typed(base_folder: Path, tmp_path: Path, file: str, damage: bytes, says: str) -> None:
+    damaged = shutil.copytree(base_folder, tmp_path / "damaged")
+    (damaged / file).write_bytes(damage)
+    with pytest.raises(ModelUnavailable, match=says):
+        load_base(damaged)
+
+
+def test_weights_of_another_architecture_are_refused(base_folder: Path, tmp_path: Path) -> None:
+    wider = shutil.copytree(base_folder, tmp_path / "wider")
+    path = wider / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [24, 32]}))
+    with pytest.raises(ModelUnavailable, match="unet of base 'wider' cannot be loaded"):
+        load_base(wider)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_that_are_no_numbers_are_refused(base_folder: Path, tmp_path: Path, part: str, value: float) -> None:
+    from safetensors.torch import load_file, save_file
+
+    spoiled = shutil.copytree(base_folder, tmp_path / "spoiled")
+    path = spoiled / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[-1] = value
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=f"{part} of base 'spoiled' holds NaN or infinity, first in {name}"):
+        load_base(spoiled)
 
 
 def test_a_base_that_does_not_predict_noise_is_refused(base_folder: Path, tmp_path: Path) -> None:
