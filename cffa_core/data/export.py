@@ -140,15 +140,16 @@ def _staging(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        yield partial
-        if out.is_dir() and not partial.is_dir():
-            out.rmdir()  # an empty folder may be replaced, here by a zip
-        partial.replace(out)
+        try:
+            _remove(partial)
+            yield partial
+            if out.is_dir() and not partial.is_dir():
+                out.rmdir()  # an empty folder may be replaced, here by a zip
+            partial.replace(out)
+        finally:
+            _remove(partial)
     except OSError as error:
         raise StorageUnavailable(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        _remove(partial)
 
 
 def _remove(path: Path) -> None:

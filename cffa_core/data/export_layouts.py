@@ -106,7 +106,12 @@ class Files:
         masks = {token: f"masks/{token}/{name}.png" for token in item.masks}
         for token, mask in item.masks.items():
             self.put(masks[token], _mask_png(mask))
-        self._entries.append({**asdict(item.pair), **files, **({"masks": masks} if masks else {}), **_seed(item)})
+        entry = {**_fields(item), **files}
+        # The reader knows some masks as part of a pair; the others lie beside it.
+        for key, tokens in (("masks", item.pair.masks), ("annotations", sorted(set(masks) - set(item.pair.masks)))):
+            if tokens:
+                entry[key] = {token: masks[token] for token in tokens}
+        self._entries.append(entry)
 
     def finish(self) -> tuple[str, bytes]:
         table = io.StringIO()
@@ -146,7 +151,7 @@ class Shards:
             self._member(f"{key}.{kind}.png", data)
         for token, mask in item.masks.items():
             self._member(f"{key}.mask_{token}.png", _mask_png(mask))
-        fields = {**asdict(item.pair), "masks": sorted(item.masks), **_seed(item)}
+        fields = {**_fields(item), "masks": sorted(item.masks)}
         self._member(f"{key}.json", json.dumps(fields, sort_keys=True).encode())
         self._entries.append({"key": key, "shard": self.shards[-1].name, **fields})
 
@@ -205,7 +210,7 @@ class ImageFolder:
             entry[f"mask_{token}_file_name"] = None if mask is None else f"mask_{token}/{file}"
             if mask is not None:
                 self.put(f"mask_{token}/{file}", _mask_png(mask))
-        fields = {**asdict(item.pair), "seed": item.seed}
+        fields = {"seed": None, **_fields(item)}
         entry |= {key: value for key, value in fields.items() if key not in self._left_out}
         self._lines.write(json.dumps(entry) + "\n")
         self._entries.append(entry)
@@ -245,5 +250,8 @@ def _png(pixels: Bytes) -> bytes:
     return encoded.tobytes()
 
 
-def _seed(item: ExportPair) -> dict[str, int]:
-    return {} if item.seed is None else {"seed": item.seed}
+def _fields(item: ExportPair) -> dict[str, Any]:
+    """What is known about a pair, but for its files."""
+    fields = asdict(item.pair)
+    del fields["masks"]
+    return fields if item.seed is None else {**fields, "seed": item.seed}

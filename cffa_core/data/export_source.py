@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from cffa_core.data.contracts import CheckedPair, Limits, Mask, PairImages
+from cffa_core.data.contracts import MASK_FOLDERS, CheckedPair, Limits, Mask, PairImages
 from cffa_core.data.dataset_folder import INDEX, SAFE, is_dataset_folder
 from cffa_core.data.decoding import Decoder, Refused
 from cffa_core.data.ingest import check, open_pairs
@@ -39,7 +39,7 @@ class ExportPair:
 
 @dataclass(frozen=True)
 class Files:
-    """Where one pair lies in its source: the CF and FA as they came, and its masks by token."""
+    """Where one pair lies in its source: the CF and FA as they came, and by token the masks that the check leaves."""
 
     cf: str
     fa: str
@@ -79,8 +79,8 @@ class ExportSource:
             files = self._files[pair.name]
             entry = self._recorded.get(pair.name, {})
             self._verify(files, entry)
-            masks = self._masks(pair, files)
-            yield ExportPair(pair, images, masks, int(entry["seed"]) if "seed" in entry else None)
+            masks = {**images.masks, **self._masks(pair, files)}
+            yield ExportPair(pair, images, masks, entry.get("seed"))
 
     def _verify(self, files: Files, entry: Mapping[str, Any]) -> None:
         for modality, name in (("cf", files.cf), ("fa", files.fa)):
@@ -106,7 +106,7 @@ class ExportSource:
             elif decoded.pixels.shape[:2] != (pair.height, pair.width):
                 height, width = decoded.pixels.shape[:2]
                 message = f"the mask is {width}x{height}, its pair {pair.width}x{pair.height} pixels; draw it on the CF"
-                problems.append(Problem(name, "size_mismatch", message))
+                problems.append(Problem(name, "mask_size", message))
             else:
                 pixels = decoded.pixels if decoded.pixels.ndim == 2 else decoded.pixels.max(axis=2)
                 masks[token] = pixels > 127
@@ -151,7 +151,7 @@ def open_export(
             digest=digest,
             pairs=pairs,
             origin=recorded,
-            tokens=tuple(sorted({token for entry in files.values() for token in entry.masks})),
+            tokens=tuple(sorted({token for pair in pairs for token in (*pair.masks, *files[pair.name].masks)})),
             masks_left_out=tuple(sorted(name for masks in found.values() for name in masks.values())),
             _decoded=decoded,
             _source=source,
@@ -179,11 +179,12 @@ def _pairs(
 
 
 def _mask_files(source: Source, prefix: str) -> dict[str, dict[str, str]]:
-    """Mask files ``masks/TOKEN/NAME.*`` as ``{NAME: {TOKEN: file}}``."""
+    """Mask files ``masks/TOKEN/NAME.*`` as ``{NAME: {TOKEN: file}}``, but for those that come with the pair itself."""
     found: dict[str, dict[str, str]] = {}
     for name in source.names:
         parts = PurePosixPath(name.removeprefix(prefix)).parts
-        if len(parts) == 3 and parts[0].lower() == "masks" and SAFE.fullmatch(parts[1]):
+        known = len(parts) == 3 and parts[0].lower() == "masks" and SAFE.fullmatch(parts[1]) is not None
+        if known and parts[1].lower() not in MASK_FOLDERS:
             found.setdefault(PurePosixPath(parts[2]).stem, {})[parts[1]] = name
     return found
 
@@ -191,20 +192,23 @@ def _mask_files(source: Source, prefix: str) -> dict[str, dict[str, str]]:
 def _records(source: Source, prefix: str) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
     """Origin of the set and entry of each pair, from an archive's manifest or an earlier export's index."""
     manifest = _read_object(source, prefix + MANIFEST)
-    if manifest.get("format") == ARCHIVE_FORMAT:
-        try:
-            entries = {PurePosixPath(entry["cf"]["name"]).stem: entry for entry in manifest["pairs"]}
-        except (KeyError, TypeError) as error:
-            raise CorruptArtifact(f"{MANIFEST} of the archive is not readable: {error!r}") from error
-        header = {key: manifest[key] for key in manifest if key not in ("format", "pairs")}
-        return {"kind": "generated", **header}, entries
     index = _read_object(source, prefix + INDEX)
-    origin = index.get("origin")
-    if not isinstance(origin, dict) or not isinstance(index.get("pairs"), list):
-        return {}, {}
-    kept = {key: value for key, value in origin.items() if (key, value) != ("kind", NOT_STATED)}
-    seeds = {str(entry["name"]): {"seed": entry["seed"]} for entry in index["pairs"] if "seed" in entry}
-    return kept, seeds
+    entries: dict[str, Mapping[str, Any]] = {}
+    try:
+        if manifest.get("format") == ARCHIVE_FORMAT:
+            for entry in manifest["pairs"]:
+                kept = {m: {"sha256": entry[m]["sha256"]} for m in ("cf", "fa")}
+                entries[PurePosixPath(entry["cf"]["name"]).stem] = {"seed": int(entry["seed"]), **kept}
+            header = {key: value for key, value in manifest.items() if key not in ("format", "pairs")}
+            return {"kind": "generated", **header}, entries
+        if isinstance(index.get("origin"), dict):
+            for entry in index["pairs"]:
+                if "seed" in entry:
+                    entries[str(entry["name"])] = {"seed": int(entry["seed"])}
+            return {k: v for k, v in index["origin"].items() if (k, v) != ("kind", NOT_STATED)}, entries
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptArtifact(f"{MANIFEST} or {INDEX} of the source is not readable: {error!r}") from error
+    return {}, {}
 
 
 def _read_object(source: Source, name: str) -> dict[str, Any]:
