@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ from cffa_core.methods.registry import load_method
 from cffa_core.models import base as models_base
 from cffa_core.models.base import DTYPES, Base, Precision
 from cffa_core.recipes.generate import own_prompts
+from cffa_core.recipes.structures import Structures, structures_for
 from cffa_core.recipes.train import train_pairs
 from cffa_core.rng import pair_seed
 
@@ -74,6 +75,7 @@ class Model:
         seed: int = 42,
         batch_size: int = 4,
         resolution: int | None = None,
+        structures: PairSet | Literal["procedural"] | None = None,
         on_progress: OnProgress | None = None,
         **sampler: Any,
     ) -> Iterator[NewPair]:
@@ -81,7 +83,9 @@ class Model:
 
         ``sampler`` takes the fields of :class:`cffa_core.jobs.spec.SamplerSpec` (``steps=25``, ``scheduler="ddim"``,
         ``initial_noise="rotated"``, ``guidance_scale=3.0``, ...); prompts default to those of the training, and
-        ``resolution`` to its. Equals what a generation job with the same settings makes. Raises ``InvalidSpec``.
+        ``resolution`` to its. A model of method ``controlnet`` draws on ``structures``: those of pairs loaded at
+        ``resolution`` (pair i on structure i modulo their number), or ``"procedural"`` eyes of the seed. Equals what a
+        generation job with the same settings makes. Raises ``InvalidSpec``.
         """
         settings = _checked(
             GenerateSettings,
@@ -89,16 +93,21 @@ class Model:
             seed=seed,
             batch_size=batch_size,
             resolution=self.method.settings.resolution if resolution is None else resolution,
+            structures="dataset" if isinstance(structures, PairSet) else structures,
             sampler=sampler,
         )
-        return self._draw(settings, on_progress)
+        given = structures if isinstance(structures, PairSet) else None
+        return self._draw(settings, structures_for(settings, self.method, given), on_progress)
 
-    def _draw(self, settings: GenerateSettings, on_progress: OnProgress | None) -> Iterator[NewPair]:
+    def _draw(
+        self, settings: GenerateSettings, structures: Structures | None, on_progress: OnProgress | None
+    ) -> Iterator[NewPair]:
         spec = own_prompts(settings.sampler, self.method)
         sampler = PairSampler(self.method, spec, settings.resolution, settings.batch_size)
         for start in range(0, settings.count, settings.batch_size):
             indices = range(start, min(start + settings.batch_size, settings.count))
-            yield from sampler.draw(indices, [pair_seed(settings.seed, i) for i in indices])
+            shown = [structures.of(i).images for i in indices] if structures is not None else []
+            yield from sampler.draw(indices, [pair_seed(settings.seed, i) for i in indices], None, shown)
             if on_progress is not None:
                 on_progress("sampling", indices.stop, settings.count)
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from cffa_core.errors import InvalidSpec, NotFound, Problem
 from cffa_core.jobs.catalog import get_dataset, get_model
 from cffa_core.jobs.schema import jobs, models
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, Method, TrainingSpec, check_structures
 from cffa_core.jobs.state import JobState
 
 
@@ -34,9 +34,13 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
 
     if isinstance(spec, TrainingSpec):
         look("/dataset_id", get_dataset, spec.dataset_id)
+        if not problems and spec.controlnet is not None and spec.controlnet.vessels == "masks":
+            problems += _without_vessels(connection, owner, spec.dataset_id, "/controlnet/vessels")
     elif isinstance(spec, GenerationSpec):
         look("/model_id", get_model, spec.model_id)
         look("/structure_dataset_id", get_dataset, spec.structure_dataset_id)
+        if not problems:
+            problems += _unfit_structures(connection, owner, spec)
     else:
         for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
             look(f"/{name}", get_dataset, getattr(spec, name))
@@ -45,6 +49,30 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
     if problems:
         raise InvalidSpec("the job specification names something that it cannot use", problems=tuple(problems))
     return _with_training(connection, owner, spec) if isinstance(spec, EvaluationSpec) else spec
+
+
+def _unfit_structures(connection: sa.Connection, owner: str, spec: GenerationSpec) -> list[Problem]:
+    """Why a model cannot draw on the structures named, or not without any; empty if it can."""
+    card = get_model(connection, owner, spec.model_id).card
+    if card.get("method") not in list(Method):
+        return []  # a card that does not say; the worker reads the model itself
+    try:
+        check_structures(Method(card["method"]), spec.structures)
+    except InvalidSpec as error:
+        return list(error.problems)
+    trained = card.get("settings", {}).get("controlnet") or {}
+    if spec.structure_dataset_id is None or trained.get("vessels") != "masks":
+        return []
+    return _without_vessels(connection, owner, spec.structure_dataset_id, "/structure_dataset_id")
+
+
+def _without_vessels(connection: sa.Connection, owner: str, dataset_id: str, pointer: str) -> list[Problem]:
+    """A problem if the vessel masks of a data set are wanted and its report says that it has none."""
+    pairs = get_dataset(connection, owner, dataset_id).report.get("pairs", ())
+    if all("vessel" in pair.get("masks", ()) for pair in pairs):
+        return []
+    message = f"data set {dataset_id} has no vessel masks; upload it with masks/vessel/NAME.png for each pair"
+    return [Problem(pointer, "missing_mask", message)]
 
 
 def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:

@@ -135,9 +135,17 @@ class CffaClient:
         """Post a training job; raises ``InvalidSpec`` naming every bad field."""
         return self._submit("/v1/training-jobs", {"dataset_id": dataset_id}, settings, priority)
 
-    def submit_generation(self, model_id: str, settings: GenerateSettings, *, priority: int = 0) -> Job:
-        """Post a generation job for ``settings.count`` pairs; raises ``InvalidSpec`` naming every bad field."""
-        return self._submit("/v1/generation-jobs", {"model_id": model_id}, settings, priority)
+    def submit_generation(
+        self, model_id: str, settings: GenerateSettings, *, structure_dataset_id: str | None = None, priority: int = 0
+    ) -> Job:
+        """Post a generation job for ``settings.count`` pairs; raises ``InvalidSpec`` naming every bad field.
+
+        ``structure_dataset_id`` names the data set that ``structures = "dataset"`` stands for.
+        """
+        names = {"model_id": model_id}
+        if structure_dataset_id is not None:
+            names["structure_dataset_id"] = structure_dataset_id
+        return self._submit("/v1/generation-jobs", names, settings, priority)
 
     def submit_evaluation(
         self,

@@ -18,6 +18,7 @@ from cffa_core.errors import Cancelled, CorruptArtifact
 from cffa_core.jobs.records import NewModel, StoredFiles
 from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import UnitKind
+from cffa_core.models.fetch import models_dir_with
 from cffa_core.recipes.archive import merge_archives, write_part_archive
 from cffa_core.rng import numerics_key
 from cffa_core.settings import Settings
@@ -31,8 +32,10 @@ from services.worker.tracked import Tracked
 
 if TYPE_CHECKING:
     from cffa_core.methods.pair_sampler import PairSampler
+    from cffa_core.recipes.structures import Structures
 
 MODEL = "model/"
+BASES = "bases"
 _ATTEMPT = re.compile(r"/a(\d+)/")
 
 
@@ -45,6 +48,7 @@ class Executor:
         self._objects = objects
         self._settings = settings
         self._sampler: PairSampler | None = None
+        self._structures: Structures | None = None
         self._numerics_key: str | None = None
 
     def run(self, order: WorkOrder, context: UnitContext) -> Done:
@@ -76,7 +80,7 @@ class Executor:
             out,
             context,
             device=device,
-            models_dir=self._settings.models_dir,
+            models_dir=self._models_dir(spec.base, order, context),
             lpips_weights=self._settings.lpips_weights,
         )
         files: dict[str, ObjectInfo] = dict(context.published.files)
@@ -92,18 +96,22 @@ class Executor:
         self._remove_leavings(order, f"jobs/{order.job_id}/parts/{order.index:05d}/")
         if self._sampler is None:
             model = self._input(order, "model", context)
+            dataset = self._input(order, "structures", context) if "structures" in order.inputs else None
             device = self._prepare(spec.precision, spec.batch_size)
             from cffa_core.recipes.generate import load_sampler
+            from cffa_core.recipes.structures import structures_for
 
             base = _read_card(model / "model.json")["base"]["name"]
-            self._sampler = load_sampler(settings, model, base, device, models_dir=self._settings.models_dir)
+            sampler = load_sampler(settings, model, base, device, models_dir=self._models_dir(base, order, context))
+            self._structures = structures_for(settings, sampler.model, dataset)
+            self._sampler = sampler
         else:
             self._prepare(spec.precision, spec.batch_size)
         from cffa_core.recipes.generate import generate_part
 
         folder = Path(order.folder) / "part"
         folder.mkdir()
-        generate_part(self._sampler, settings, order.index, folder, context)
+        generate_part(self._sampler, settings, order.index, folder, context, self._structures)
         archive = Path(order.folder) / "pairs.zip"
         index = write_part_archive(folder, archive, self._header(order, spec))
 
@@ -206,6 +214,17 @@ class Executor:
 
         return cached(self._objects, order.inputs[name], Path(order.cache), name, on_file)
 
+    def _models_dir(self, base: str, order: WorkOrder, context: UnitContext) -> Path | None:
+        """The folder in which this base is found by its name; a base that only the object store has is fetched."""
+
+        def on_file(done: int, total: int) -> None:
+            context.progress("fetching base", done, total)
+
+        cache = Path(order.cache) / BASES
+        return models_dir_with(
+            base, models_dir=self._settings.models_dir, store=self._objects, cache=cache, on_file=on_file
+        )
+
     def _remove_leavings(self, order: WorkOrder, prefix: str) -> None:
         """Delete what earlier attempts at this unit stored and the record never pointed to."""
         recorded = set(order.facts.get("recorded_keys", ()))
@@ -215,7 +234,9 @@ class Executor:
                 self._objects.delete(key)
 
     def _header(self, order: WorkOrder, spec: GenerationSpec) -> dict[str, Any]:
+        structures = order.facts.get("structures_digest")
         return {
+            **({"structures": {"digest": structures}} if structures is not None else {}),
             "spec": spec.settings().model_dump(mode="json"),
             "model_digest": order.facts["model_digest"],
             # The first part of a job is ordered before the job is bound to a key; it was accepted under this one.

@@ -39,6 +39,11 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
         facts["model_digest"] = model.digest
+        if claim.spec.structure_dataset_id is not None:
+            structures = store.get_dataset(claim.owner, claim.spec.structure_dataset_id)
+            facts["structures_digest"] = structures.digest
+            if claim.kind is UnitKind.PART:
+                inputs["structures"] = structures.stored
         if claim.kind is UnitKind.PART:
             inputs["model"] = model.stored
         else:

@@ -51,6 +51,27 @@ def test_a_good_upload_becomes_a_data_set(client: TestClient) -> None:
     assert report["ok"] is True and report["counts"]["pairs"] == 3
 
 
+def with_masks(side: int = 48) -> bytes:
+    """A zip of three pairs with vessel masks, the last of which has this side."""
+    members = {f"masks/vessel/m{i:03d}.png": png(9 + i, colour=False, side=side if i == 2 else 48) for i in range(3)}
+    members |= {f"cf/m{i:03d}.png": png(i) for i in range(3)}
+    return zipped(members | {f"fa/m{i:03d}.png": png(i, colour=False) for i in range(3)})
+
+
+def test_vessel_masks_are_stored_with_their_pairs(client: TestClient, backend: Backend) -> None:
+    body = post(client, with_masks()).json()
+    report = client.get(body["links"]["report"]).json()
+    assert [pair["masks"] for pair in report["pairs"]] == [["vessel"]] * 3
+    stored = backend.store.get_dataset("local", body["id"]).stored.files
+    assert {f"masks/vessel/m{i:03d}.png" for i in range(3)} <= set(stored)
+
+
+def test_a_mask_of_another_size_is_named(client: TestClient, backend: Backend) -> None:
+    body = problem(post(client, with_masks(side=40)), 422, "invalid_dataset")
+    assert [(item["pointer"], item["code"]) for item in body["errors"]] == [("masks/vessel/m002.png", "mask_size")]
+    assert_nothing_taken_in(client, backend)
+
+
 def test_pairs_link_to_the_images_that_were_sent(client: TestClient) -> None:
     dataset_id = post(client, good_upload(3)).json()["id"]
     page = client.get(f"/v1/datasets/{dataset_id}/pairs", params={"page_size": 2}).json()

@@ -82,3 +82,21 @@ def test_a_folder_without_a_model_is_refused(models_dir: Path, tmp_path: Path) -
     assert result.exit_code == 1
     assert "model.json" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_conditional_model_draws_on_structures(models_dir: Path, pairs_folder: Path, tmp_path: Path) -> None:
+    options = ("--base", "micro", "--method", "controlnet", "--vessels", "masks", "--no-tile", "--preview-pairs", "1")
+    quick = ("--rank", "2", "--set", "preview.steps=1", "--out", tmp_path / "run", "--json")
+    card = printed(run(models_dir, "train", pairs_folder, *SMALL, *options, *quick))
+    assert card["settings"]["controlnet"]["vessels"] == "masks"
+    assert set(card["parameters"]) == {"cf", "fa", "controlnet_vessels"}
+    model = tmp_path / "run" / "best_checkpoint"
+    sources = []
+    for structures in ("procedural", pairs_folder):
+        out = tmp_path / f"{structures}".rpartition("/")[2]
+        drawn = ("--count", "2", "--out", out, "--json", "--structures", structures)
+        sources += [pair["structure"] for pair in printed(run(models_dir, "generate", model, *SMALL, *drawn))["pairs"]]
+    assert [list(source) for source in sources] == [["procedural_seed"]] * 2 + [["pair"]] * 2
+    assert [source["pair"] for source in sources[2:]] == ["p00000", "p00001"]
+    refused = run(models_dir, "generate", model, *SMALL, "--out", tmp_path / "none")
+    assert refused.exit_code == 1 and "draws on structures" in " ".join(refused.stderr.split())

@@ -135,6 +135,17 @@ def test_a_spec_that_names_nothing_is_refused(client: CffaClient) -> None:
     assert [problem.pointer for problem in caught.value.problems] == ["/model_id"]
 
 
+def test_a_model_that_takes_no_structures_says_so(
+    service: Servers, training: dict[str, Any], pairs_folder: Path
+) -> None:
+    """The option uploads a folder, or means procedural eyes; what it names reaches the service."""
+    for structures in (pairs_folder, "procedural"):
+        options = ("--model", training["id"], "--count", "1", "--structures", structures)
+        refused = run(service, "submit", "generate", *options)
+        assert refused.exit_code == 1
+        assert "/structures" in refused.stderr and "takes no structures" in " ".join(refused.stderr.split())
+
+
 def test_a_bad_upload_names_every_file(
     service: Servers, client: CffaClient, pairs_folder: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,17 @@ def test_another_method_is_one_word_more(folder: Path, tmp_path: Path, method: s
     assert all(np.array_equal(a.cf, b.cf) and np.array_equal(a.fa, b.fa) for a, b in zip(drawn, again, strict=True))
 
 
+def test_a_conditional_model_draws_on_structures(folder: Path, tmp_path: Path) -> None:
+    base, pairs = cffa.load_base(folder / "base"), cffa.load_pairs(folder / "my_pairs", resolution=64)
+    model = cffa.train(base, pairs, method="controlnet", steps=1, out=tmp_path / "run", **QUICK)
+    for structures in ("procedural", pairs):
+        drawn = list(model.sample(2, steps=1, structures=structures))
+        assert [pair.cf.shape for pair in drawn] == [(64, 64, 3)] * 2
+    for structures in (None, "imagined", cffa.load_pairs(folder / "my_pairs", resolution=32)):
+        with pytest.raises(InvalidSpec, match="structures"):
+            list(model.sample(1, structures=structures))
+
+
 def test_new_pairs_can_be_loaded_as_pairs(folder: Path, tmp_path: Path) -> None:
     model = cffa.load_model(folder / "run", cffa.load_base(folder / "base"))
     for pair in model.sample(2, steps=1):

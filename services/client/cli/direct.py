@@ -90,6 +90,8 @@ def train(
     max_resolution: options.MaxResolution = None,
     step_range: options.StepRange = None,
     no_squeeze: options.NoSqueeze = False,
+    vessels: options.Vessels = None,
+    no_tile: options.NoTile = False,
     holdout: options.Holdout = None,
     preview_pairs: options.PreviewPairs = None,
     every: options.EveryN = None,
@@ -111,6 +113,8 @@ def train(
         max_resolution=max_resolution,
         step_range=step_range,
         no_squeeze=no_squeeze,
+        vessels=vessels,
+        no_tile=no_tile,
         method=method,
         base=base,
         resolution=resolution,
@@ -155,6 +159,13 @@ def generate(
     guidance: options.Guidance = None,
     noise: options.Noise = None,
     batch_size: options.BatchSize = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|procedural",
+            help="For a model of method controlnet: pairs whose vessels are drawn, or procedural eyes.",
+        ),
+    ] = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -174,9 +185,11 @@ def generate(
         count=count,
         resolution=resolution,
         batch_size=batch_size,
+        structures=options.structures(structures),
         seed=seed,
     )
-    pairs = draw_pairs(model, settings, out, base=base, device=device)
+    dataset = Path(structures) if structures and settings.structures == "dataset" else None
+    pairs = draw_pairs(model, settings, out, base=base, device=device, structures=dataset)
     if sheet is not None:
         write_sheet(out, pairs, sheet)
     if as_json:
@@ -187,12 +200,22 @@ def generate(
 
 
 def draw_pairs(
-    model: Path, settings: GenerateSettings, out: Path, *, base: str | None, device: str
+    model: Path,
+    settings: GenerateSettings,
+    out: Path,
+    *,
+    base: str | None,
+    device: str,
+    structures: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order."""
+    """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order.
+
+    ``structures`` are the pairs that ``settings.structures = "dataset"`` stands for.
+    """
     from cffa_core.jobs.context import FolderContext
     from cffa_core.methods.method import read_card
     from cffa_core.recipes.generate import generate_part, load_sampler
+    from cffa_core.recipes.structures import structures_for
 
     places = options.settings()
     where = base or str(read_card(model)["base"]["name"])
@@ -201,12 +224,13 @@ def draw_pairs(
     with progress_bars() as bars:
         bars("loading the model", 0, 1)
         sampler = load_sampler(settings, model, where, options.device(device), models_dir=places.models_dir)
+        drawn_on = structures_for(settings, sampler.model, structures)
         bars("loading the model", 1, 1)
         for part in range(settings.parts):
             label = f"generate: part {part + 1} of {settings.parts}"
             context = FolderContext(out, lambda stage, done, total, label=label: bars(label, done, total))  # type: ignore[misc]
             shutil.rmtree(staging, ignore_errors=True)
-            report = generate_part(sampler, settings, part, staging, context)
+            report = generate_part(sampler, settings, part, staging, context, drawn_on)
             for pair in report["pairs"]:
                 for modality in ("cf", "fa"):
                     target = out / pair[modality]["name"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cffa_core.errors import CffaError
+from cffa_core.errors import CffaError, InvalidSpec
 from services.client.cli import options
 from services.client.cli.options import Key, Url
 from services.client.cli.report_files import download_report, print_report_files
@@ -45,6 +45,8 @@ def submit_train(
     max_resolution: options.MaxResolution = None,
     step_range: options.StepRange = None,
     no_squeeze: options.NoSqueeze = False,
+    vessels: options.Vessels = None,
+    no_tile: options.NoTile = False,
     holdout: options.Holdout = None,
     preview_pairs: options.PreviewPairs = None,
     every: options.EveryN = None,
@@ -66,6 +68,8 @@ def submit_train(
         max_resolution=max_resolution,
         step_range=step_range,
         no_squeeze=no_squeeze,
+        vessels=vessels,
+        no_tile=no_tile,
         method=method,
         base=base,
         resolution=resolution,
@@ -95,6 +99,13 @@ def submit_generate(
     noise: options.Noise = None,
     batch_size: options.BatchSize = None,
     part_size: Annotated[int | None, typer.Option(help="Pairs per part (one archive each).")] = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(
+            help="For a model of method controlnet: id, folder or zip of a data set whose vessels are drawn, or "
+            "`procedural`."
+        ),
+    ] = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -116,12 +127,19 @@ def submit_generate(
         resolution=resolution,
         batch_size=batch_size,
         part_size=part_size,
+        structures=options.structures(structures),
         seed=seed,
     )
     source = options.reference(spec, "model_id", model)
     with options.connect(url, api_key) as client:
         model_id = client.model_of(source).id if source.startswith("job_") else source
-        job = client.submit_generation(model_id, settings, priority=priority)
+        drawn_on = None
+        if settings.structures == "dataset":
+            found = structures or options.field(spec, "structure_dataset_id")
+            if not isinstance(found, str):
+                raise InvalidSpec("the job needs --structures (or structure_dataset_id in the file of --spec)")
+            drawn_on = found if found.startswith("ds_") else uploaded(client, Path(found))
+        job = client.submit_generation(model_id, settings, structure_dataset_id=drawn_on, priority=priority)
         posted(client, job, watch=watch, as_json=as_json)
 
 
