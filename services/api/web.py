@@ -1,4 +1,4 @@
-"""The page at ``/`` and its three files. They are a closed list, read once; nothing else below the folder is served."""
+"""The page at ``/`` and its files. They are a closed list, read once; nothing else below the folder is served."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ TYPES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "report.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 router = APIRouter(include_in_schema=False)

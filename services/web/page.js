@@ -1,5 +1,7 @@
-// The page over the API: lists, progress and the pair viewer. Everything shown is text or an image of this server.
+// The page over the API: lists, progress, the pair viewer, reports. Everything shown is text or an image of this server.
 // A service with keys answers 401; then the page asks for one, keeps it in sessionStorage and sends it with every fetch.
+
+import { markdown } from "./report.js";
 
 const byId = (id) => document.getElementById(id);
 const POLL_MS = 2000;
@@ -103,11 +105,17 @@ async function act(job, verb) {
   await refresh();
 }
 
+const KINDS = { training: "Training", generation: "Generation", evaluation: "Evaluation" };
+
+function subject({ kind, spec }) {
+  if (kind === "training") return `${spec.method} on ${spec.base}, ${spec.steps} steps`;
+  if (kind === "generation") return `${spec.count} pairs at ${spec.resolution} px`;
+  return `pairs of ${spec.generation_job_id ?? spec.pairs_dataset_id}, at most ${spec.max_pairs}`;
+}
+
 function jobCard(job) {
   const { progress } = job;
   const done = job.state === "succeeded";
-  const what = job.kind === "training" ? `${job.spec.method} on ${job.spec.base}, ${job.spec.steps} steps`
-    : `${job.spec.count} pairs at ${job.spec.resolution} px`;
   const bar = element("progress", { max: Math.max(1, progress.total), value: done ? Math.max(1, progress.total) : progress.current,
     className: done ? "done" : "" });
   bar.setAttribute("aria-label", `Progress of ${job.id}`);
@@ -117,15 +125,19 @@ function jobCard(job) {
     await choose(job.id);
     byId("pairs-section").scrollIntoView({ behavior: "smooth" });
   });
+  if (job.kind === "evaluation" && done) button("View report", async () => {
+    await chooseReport(job.id);
+    byId("report-section").scrollIntoView({ behavior: "smooth" });
+  });
   if (["queued", "running", "finalizing"].includes(job.state)) button("Cancel", () => act(job, "cancel"));
   if (["failed", "canceled"].includes(job.state)) button("Retry", () => act(job, "retry"));
   if (job.state === "paused") button("Resume", () => act(job, "resume"));
-  const steps = progress.total ? `${progress.stage} ${progress.current} of ${progress.total}` : progress.stage;
+  const steps = progress.total > (done ? 1 : 0) ? `${progress.stage} ${progress.current} of ${progress.total}` : progress.stage;
   const eta = progress.eta_seconds && !job.terminal ? `, about ${lasting(progress.eta_seconds)} left` : "";
   const place = job.queue_position ? `, number ${job.queue_position} in the queue` : "";
   return element("li", { className: job.id === view.job ? "card chosen" : "card" },
-    element("div", { className: "row" }, element("strong", { textContent: job.kind === "training" ? "Training" : "Generation" }),
-      element("span", { textContent: what }), element("span", { className: `state ${job.state}`, textContent: job.state }), buttons),
+    element("div", { className: "row" }, element("strong", { textContent: KINDS[job.kind] ?? job.kind }),
+      element("span", { textContent: subject(job) }), element("span", { className: `state ${job.state}`, textContent: job.state }), buttons),
     bar,
     element("div", { className: "row soft" }, `${steps}${eta}${place}`,
       element("span", { className: "end" }, element("code", { textContent: job.id }), ` ${ago(job.created_at)}`)),
@@ -162,6 +174,7 @@ async function choose(job) {
   byId("pairs-title").textContent = `Pairs of ${job}`;
   byId("pairs").replaceChildren();
   byId("pairs-section").hidden = false;
+  byId("report-section").hidden = true;
   await Promise.all([morePairs(), archives(), refresh()]);
   remember();
 }
@@ -182,6 +195,27 @@ async function archives() {
     textContent: `${name} (${archive.pairs} pairs, ${bytes(archive.bytes)})`, title: `sha256 ${archive.sha256}` }));
   byId("archives").replaceChildren(...(found.whole ? [link(found.whole, "Whole archive")] : []),
     ...found.parts.map((part) => link(part, `Part ${part.number}`)));
+}
+
+async function chooseReport(job) {
+  const answer = await send(`v1/jobs/${job}/report/report.md`);
+  const { files } = await get(`v1/jobs/${job}/report`);
+  Object.assign(view, { job, pairs: [], next: null });
+  forgetImages();
+  const picture = (file, title) => {
+    const made = element("img", { alt: title, title });
+    made.dataset.url = `v1/jobs/${job}/report/${encodeURIComponent(file)}`;
+    inView.observe(made);
+    return made;
+  };
+  byId("report-title").textContent = `Report of ${job}`;
+  byId("report-files").replaceChildren(...files.map((file) => element("li", {}, element("a", { href: file.url,
+    textContent: `${file.name} (${bytes(file.bytes)})`, title: `sha256 ${file.sha256}` }))));
+  byId("report").replaceChildren(...markdown(await answer.text(), element, picture));
+  byId("pairs-section").hidden = true;
+  byId("report-section").hidden = false;
+  await refresh();
+  remember();
 }
 
 function open(at) {
@@ -215,6 +249,8 @@ function remember() {
 async function recall() {
   const [job, at, mode] = location.hash.slice(1).split("/");
   if (!job.startsWith("job_")) return;
+  const { kind, state } = await get(`v1/jobs/${job}`);
+  if (kind === "evaluation") return state === "succeeded" ? chooseReport(job) : undefined;
   await choose(job);
   if (["side", "slider", "checker"].includes(mode)) compare(mode);
   if (at) open(Number(at));

@@ -1,4 +1,4 @@
-"""The page in a real browser: it asks for the key of a cluster, remembers it in its tab, and asks nobody else."""
+"""The page in a real browser: the key of a cluster, which it asks for and keeps in its tab, and reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from cffa_core.jobs.records import StoredFiles
+from cffa_core.jobs.spec import EvaluationSpec, Kind
+from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
+from cffa_core.storage.base import result_key
+from cffa_core.storage.open import open_store
 from services.api.app import create_app
 from tests.api.browser import Browser
 from tests.api.conftest import fresh_home
+from tests.api.driving import png
 from tests.api.test_keys import KEY, NOWHERE
 
 ASKS = "document.getElementById('key-dialog')?.open === true"
@@ -66,4 +72,65 @@ def test_the_embedded_page_does_not_ask(browser: Browser, tmp_path: Path, migrat
         browser.open(url)
         browser.until("document.getElementById('queue')?.textContent === '0 waiting, 0 running, 0 workers'")
         assert browser.value(ASKS) is False
+    assert browser.errors == []
+
+
+REPORT = """# Evaluation of `pairs`
+
+Two lines that are
+one paragraph with <b>no</b> HTML.
+
+| score | N | A |
+|---|---|---|
+| ridge \\| Dice | 5 | 0.31 [0.2, 0.4] |
+
+![Worst pairs](pairs.png)
+
+- KID: too few pairs
+- FID: too few pairs
+"""
+
+
+def measured(settings: Settings) -> str:
+    """An evaluation that was done in this home; returns its id."""
+    store, objects = JobStore(settings.record_url), open_store(settings)
+    ids = [store.new_id("ds") for _ in range(2)]
+    for dataset_id in ids:
+        store.add_dataset(
+            "local", dataset_id=dataset_id, name="A", digest="0" * 64, pairs=2, report={}, stored=StoredFiles()
+        )
+    spec = EvaluationSpec(pairs_dataset_id=ids[0], reference_dataset_id=ids[1])
+    job, _ = store.create_job("local", spec)
+    for files in ({"report.md": REPORT.encode(), "report.json": b"{}", "pairs.png": png(1)}, {}):
+        claim = store.claim("w", [Kind.EVALUATION], lease_seconds=60)
+        assert claim is not None
+        stored = {
+            name: objects.put_bytes(result_key(job.id, claim.kind, claim.attempt, name), data)
+            for name, data in files.items()
+        }
+        store.commit(claim, StoredFiles(stored), {}, job_result=None if files else {})
+    store.close()
+    return job.id
+
+
+def test_the_page_shows_a_report_with_its_table_and_picture(browser: Browser, tmp_path: Path, migrated: Path) -> None:
+    settings = fresh_home(tmp_path, migrated)
+    job_id = measured(settings)
+    with served(settings) as url:
+        browser.open(url)
+        browser.until("document.querySelector('#jobs button')?.textContent === 'View report'")
+        browser.value("document.querySelector('#jobs button').click()")
+        browser.until("document.querySelector('#report img')?.naturalWidth === 48")
+        assert browser.value("location.hash") == f"#{job_id}"
+        cells = "[...document.querySelectorAll('#report {}')].map((cell) => cell.textContent)"
+        assert browser.value(cells.format("th")) == ["score", "N", "A"]
+        assert browser.value(cells.format("td")) == ["ridge | Dice", "5", "0.31 [0.2, 0.4]"]
+        assert browser.value(cells.format("p")) == ["Two lines that are one paragraph with <b>no</b> HTML."]
+        assert browser.value(cells.format("h3 code")) == ["pairs"]
+        assert browser.value(cells.format(".bullets li")) == ["KID: too few pairs", "FID: too few pairs"]
+        links = "[...document.querySelectorAll('#report-files a')].map((link) => link.textContent.split(' ')[0])"
+        assert browser.value(links) == ["pairs.png", "report.json", "report.md"]
+        # Its address shows it again.
+        browser.open(f"{url}/?again#{job_id}")
+        browser.until("document.querySelector('#report h3')?.textContent === 'Evaluation of pairs'")
     assert browser.errors == []
