@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         description="How often an idle worker looks for work by itself: every second, 10 s where a broker wakes it.",
     )
     worker_kinds: str = Field(
-        default="", description="Kinds of jobs that a worker takes, e.g. `training,generation`; empty means all."
+        default="", description="Kinds of jobs that a worker takes, e.g. `generation,evaluation`; empty means all."
     )
     sweep_seconds: float = Field(default=5.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0, description="No step within this time: the child is killed.")

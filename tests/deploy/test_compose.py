@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cffa_core.jobs.spec import Kind
+from services.worker.__main__ import parse_kinds
 from services.worker.tasks import SOFT_SHUTDOWN_SECONDS
 from tests.deploy import tools
 
@@ -43,6 +45,11 @@ def test_profiles(profiles: tuple[str, ...], expected: set[str]) -> None:
     assert {
         name for name, found in tools.services().items() if tuple(found.get("profiles", ())) == profiles
     } == expected
+
+
+@pytest.mark.parametrize("name", ["worker-cpu", "worker-gpu"])
+def test_workers_take_every_kind_of_job(name: str) -> None:
+    assert parse_kinds((service(name).get("environment") or {}).get("CFFA_WORKER_KINDS", "")) == tuple(Kind)
 
 
 def test_only_the_gpu_worker_asks_for_a_driver() -> None:

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from cffa_core.jobs.records import Job
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import EvaluationSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from services.worker.cluster import EXIT_DEAF
 from services.worker.topup import TURN
@@ -233,6 +233,20 @@ def test_a_worker_takes_only_its_kinds(make: Make) -> None:
     assert world.attempts(job.id) == []
     world.start_cluster_worker(worker_kinds="training")
     assert world.wait_terminal(job.id).state is JobState.SUCCEEDED
+
+
+def test_evaluations_are_woken_by_a_queue_of_their_own(make: Make) -> None:
+    world = make()
+    world.start_cluster_worker(worker_kinds="evaluation")
+    world.wait_listening(1)
+    sets = {name: world.add_unread_dataset().id for name in ("pairs_dataset_id", "reference_dataset_id")}
+    job = world.post(EvaluationSpec(**sets, seed=int(Act.FINISH)))
+    world.announce(Kind.GENERATION)
+    time.sleep(0.5)
+    assert (world.attempts(job.id), world.queued(Kind.GENERATION)) == ([], 1), "nobody was told of it"
+    world.announce(Kind.EVALUATION)
+    assert world.wait_terminal(job.id).state is JobState.SUCCEEDED
+    assert [claim["unit"] for claim in world.events(job.id, "claimed")] == ["evaluate", "finalize"]
 
 
 def test_the_same_on_postgresql(make: Make, postgres_server: Server) -> None:
