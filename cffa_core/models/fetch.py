@@ -191,11 +191,11 @@ def _download(ref: str) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
+    from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 
     patterns = [f"{part}/{pattern}" for part, names in PARTS.items() for pattern in names]
     ignored = ["*.fp16*.safetensors", "*.non_ema*.safetensors"]
@@ -206,7 +206,7 @@ def _download(ref: str) -> Path:
         raise ModelUnavailable(f"the hub gives base {ref!r} only to who accepted its terms: log in there") from error
     except RepositoryNotFoundError as error:
         raise ModelUnavailable(f"the hub has no base {ref!r}, or not for all: check the name, or log in") from error
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled) as error:
+    except (HfHubHTTPError, TransportError, OfflineModeIsEnabled) as error:
         unreachable = error
     try:
         offline = unreachable is not None
@@ -216,7 +216,7 @@ def _download(ref: str) -> Path:
             f"base {ref!r} is not in the local cache and the hub cannot be reached; download it on a machine with "
             "access, or put its folder into CFFA_MODELS_DIR"
         ) from (unreachable or error)
-    except (HTTPError, OSError) as error:
+    except (TransportError, OSError) as error:
         raise ModelUnavailable(
             f"base {ref!r} could not be downloaded: {error}; try again, it goes on where it was"
         ) from error

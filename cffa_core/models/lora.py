@@ -92,7 +92,7 @@ class DualLoraLinear(nn.Module):
             else:
                 # The update goes into the output where it stands: the projections' memory traffic is what LoRA costs.
                 rows.addmm_(down, up, alpha=self.scale)
-        return torch.cat(updated).unflatten(0, y.shape[:-1]) if updated else y
+        return torch.cat(updated).view(y.shape) if updated else y
 
 
 class DualLora:
