@@ -218,6 +218,7 @@ def _lora(card: dict[str, Any]) -> dict[str, Any]:
 def _readme(card: dict[str, Any], title: str, names: list[str], load: str) -> str:
     """What somebody who gets only these files must know to use them."""
     lora, settings = _lora(card), card["settings"]
+    canvas = card["method"] == Method.SIDE_BY_SIDE
     lines = [
         title,
         "",
@@ -228,10 +229,12 @@ def _readme(card: dict[str, Any], title: str, names: list[str], load: str) -> st
         f"- Trained for {card['step']} steps at {settings['resolution']} px",
         f"- CF prompt: {settings['cf_prompt']}",
         f"- FA prompt: {settings['fa_prompt']}",
+        *([f"- Prompt of the canvas: {settings['cf_prompt']}, beside {settings['fa_prompt']}"] if canvas else []),
         "",
         *(f"    {load.format(name)}" for name in names),
         "",
-        "One initial latent for both makes a pair; an FA is turned into one channel by its luminance.",
+        *([] if canvas else ["One initial latent for CF and FA makes a pair."]),
+        "An FA is turned into one channel by its luminance.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from cffa_core.diffusion.sampling import build_scheduler, draw_noise
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, ModelUnavailable
-from cffa_core.jobs.spec import LoraSpec, SamplerSpec, Scheduler, TrainSettings
+from cffa_core.jobs.spec import LoraSpec, Method, SamplerSpec, Scheduler, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.method import PairMethod
 from cffa_core.methods.pair_sampler import PairSampler
-from cffa_core.methods.registry import load_method
+from cffa_core.methods.registry import METHODS, load_method
 from cffa_core.models.base import Base, load_base
 from cffa_core.recipes.interchange import export_lora, export_merged, import_lora
 
@@ -26,10 +27,11 @@ SEED = 77
 LATENT_TOLERANCE = 1e-4
 
 
-def trained(base: Base, **options: Any) -> DualUnet:
+def trained(base: Base, **options: Any) -> PairMethod:
     """A model whose LoRAs are not zero and differ, as after training; alpha is not the rank."""
     fields: dict[str, Any] = {"base": "micro", "resolution": 64, "lora": LoraSpec(rank=4, alpha=6.0)} | options
-    model = DualUnet(base, TrainSettings(**fields), step=7)
+    settings = TrainSettings(**fields)
+    model = METHODS[settings.method](base, settings, step=7)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.lora.parameters():
@@ -37,7 +39,7 @@ def trained(base: Base, **options: Any) -> DualUnet:
     return model
 
 
-def saved(model: DualUnet, folder: Path) -> Path:
+def saved(model: PairMethod, folder: Path) -> Path:
     model.save(folder, dataset_digest="d", validation=None)
     return folder
 
@@ -50,15 +52,18 @@ def stock(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def drawn(pipeline: StableDiffusionPipeline, prompt: str, base: Base, sampler: SamplerSpec) -> torch.Tensor:
-    """Final latents ``(1, 4, 8, 8)`` of a stock pipeline that starts where our pair ``SEED`` starts."""
+def drawn(
+    pipeline: StableDiffusionPipeline, prompt: str, base: Base, sampler: SamplerSpec, z0: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Final latents ``(1, 4, 8, 8)`` of a stock pipeline that starts where our pair ``SEED`` starts, or at ``z0``."""
     pipeline.scheduler = build_scheduler(sampler.scheduler, base.scheduler_config, sampler.steps)
-    z0 = draw_noise([SEED], (4, 8, 8), ["cf"], "shared", None, "z0")
+    if z0 is None:
+        z0 = draw_noise([SEED], (4, 8, 8), ["cf"], "shared", None, "z0")
     made = pipeline(
         prompt,
         latents=z0.clone(),
-        height=64,
-        width=64,
+        height=8 * z0.shape[-2],
+        width=8 * z0.shape[-1],
         num_inference_steps=sampler.steps,
         guidance_scale=sampler.guidance_scale,
         output_type="latent",
@@ -96,6 +101,42 @@ def test_a_stock_pipeline_draws_our_image(
         wrong = drawn(pipeline, prompts[modality], base, sampler)[0]
         assert (ours[row] - wrong).abs().max() / scale > 100 * LATENT_TOLERANCE
     assert (ours[0] - ours[1]).abs().max() > 100 * LATENT_TOLERANCE
+
+
+def test_how_far_the_lora_of_shared_attention_goes(base: Base, tmp_path: Path) -> None:
+    """The CF is a stock pipeline's, the FA is not: the README says so."""
+    model = trained(base, method=Method.SHARED_ATTENTION)
+    report = export_lora(saved(model, tmp_path / "model"), tmp_path / "out")
+    assert list(report["files"]) == ["pair"]
+    assert "but not its FA" in (tmp_path / "out" / "README.md").read_text()
+    ours = PairSampler(model, SamplerSpec(steps=4), 64, batch_size=1).latents([SEED])
+    pipeline = stock(base.folder)
+    pipeline.load_lora_weights(tmp_path / "out" / "pair")
+    for row, prompt in enumerate((model.settings.cf_prompt, model.settings.fa_prompt)):
+        theirs = drawn(pipeline, prompt, base, SamplerSpec(steps=4))[0]
+        assert ((ours[row] - theirs).abs().max() / theirs.abs().max() < LATENT_TOLERANCE) == (row == 0)
+
+
+def test_the_lora_of_side_by_side_draws_the_canvas(base: Base, tmp_path: Path) -> None:
+    model = trained(base, method=Method.SIDE_BY_SIDE, cf_prompt="a", fa_prompt="b")
+    export_merged(saved(model, tmp_path / "model"), tmp_path / "out", base=base.folder)
+    readme = (tmp_path / "out" / "pair" / "README.md").read_text()
+    prompt = model.prompts("a", "b")["pair"]
+    assert f"Prompt of the canvas: {prompt}\n" in readme
+    sampler = SamplerSpec(steps=4, cf_prompt="a", fa_prompt="b")
+    ours = PairSampler(model, sampler, 64, batch_size=1).latents([SEED])
+    z0 = model.join(draw_noise([SEED], model.noise_shape(64), ["cf", "fa"], "independent", None, "z0"))
+    theirs = drawn(stock(tmp_path / "out" / "pair"), prompt, base, sampler, z0)
+    assert theirs.shape == ours.shape == (1, 4, 8, 8)
+    assert (ours - theirs).abs().max() / theirs.abs().max() < LATENT_TOLERANCE
+
+
+def test_a_controlnet_model_is_more_than_its_loras(base: Base, tmp_path: Path) -> None:
+    folder = saved(trained(base, method=Method.CONTROLNET), tmp_path / "model")
+    assert sorted(export_lora(folder, tmp_path / "out")["files"]) == ["cf", "fa"]
+    assert "ControlNets of this model are not part" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ModelUnavailable, match="cannot be merged"):
+        export_merged(folder, tmp_path / "merged", base=base.folder)
 
 
 def test_merged_folders_are_bases_like_any_other(base: Base, tmp_path: Path) -> None:
