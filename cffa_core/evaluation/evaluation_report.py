@@ -111,7 +111,10 @@ class EvaluationReport:
         subject, reference = self.alignment.pairs, self._reference()
         extractor = self.extractor
         lines = [f"# Evaluation of {subject.source}", "", *_sets(subject, self.reference, self.train), ""]
-        lines += ["Intervals are 95 % bootstrap intervals over eyes. A score whose N is too small is refused.", ""]
+        lines += [
+            "Intervals are 95 %, over eyes. A score with too few pairs behind it is refused, with the reason below.",
+            "",
+        ]
         lines += ["## Alignment", "", READ["alignment"], "", *_markdown_table(self.alignment.table()), ""]
         lines += picture("alignment", "Alignment scores of each pair") + picture(
             "pairs", "Best, median and worst pairs"
@@ -146,11 +149,12 @@ class EvaluationReport:
 
     def _memorisation_rows(self) -> list[dict[str, str]]:
         assert self.memorisation is not None
+        assert self.train is not None
         rows = []
         for measure in ("flagged_share", "auth_pct"):
             score: Score = getattr(self.memorisation, measure)
             row = {"score": TITLES[measure], "N": str(score.n), "value": _cell(score)}
-            rows.append(row | {"training pairs": f"{score.detail['n_train']:.0f}"})
+            rows.append(row | {"training pairs": str(len(self.train.names))})
         return rows
 
     def _reference(self) -> dict[str, Any]:

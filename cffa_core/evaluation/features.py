@@ -21,6 +21,7 @@ from cffa_core.evaluation.filter_bank import FilterBank
 DEFAULT = "filters"
 EXTRACTORS = (DEFAULT, "vit")
 SPACES = ("cf", "fa", "joint")
+SPREADS = 2.0
 
 
 class Extractor(Protocol):
@@ -97,9 +98,10 @@ def load_extractor(name: str, *, folder: Path | None = None, device: str = "cpu"
 def spaces(generated: FeatureSet, reference: FeatureSet) -> dict[str, tuple[Values, Values]]:
     """Per space the features of both sets, centred and scaled by the reference.
 
-    Each modality is moved by the reference's mean and divided by ONE number, the root mean square distance of the
+    Each modality is moved by the reference's mean and divided by ONE number, twice the root mean square distance of the
     reference's features from it per dimension: the polynomial kernel and the cosine have an origin, and in the joint
     space neither modality may outweigh the other; relative spreads of single features stay those of the extractor.
+    Twice, because at once the cubic term follows a few outliers (docs/evaluation.md).
     Raises ``InvalidSpec`` if the sets come from two extractors.
     """
     if (generated.extractor, generated.sha256) != (reference.extractor, reference.sha256):
@@ -115,7 +117,7 @@ def spaces(generated: FeatureSet, reference: FeatureSet) -> dict[str, tuple[Valu
 def _scaled(generated: Values, reference: Values) -> tuple[Values, Values]:
     centre = reference.mean(axis=0)
     spread = float(np.sqrt(((reference - centre) ** 2).mean()))
-    size = spread if spread > 1e-9 else 1.0  # a reference of copies has no spread of its own
+    size = SPREADS * spread if spread > 1e-9 else 1.0  # a reference of copies has no spread of its own
     return (generated - centre) / size, (reference - centre) / size
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cffa_core.evaluation.bootstrap import Estimate, Score, Values, estimate_from_halves, half_samples
-from cffa_core.evaluation.features import SPACES, FeatureSet, eyes_of, spaces
+from cffa_core.evaluation.features import FeatureSet, eyes_of, spaces
 
 KID_MIN = 50  # on both sides
 FID_PER_DIMENSION = 2  # samples per feature on both sides: below, the covariances are singular or nearly so
@@ -25,7 +25,6 @@ def fidelity(generated: FeatureSet, reference: FeatureSet, *, seed: int = 0) -> 
     for space, (a, b) in spaces(generated, reference).items():
         found["kid"][space] = kid(a, b, generated.eyes, reference.eyes, seed=seed, label=space)
         found["fid"][space] = fid(a, b, generated.eyes, reference.eyes, seed=seed, label=space)
-    assert tuple(found["kid"]) == SPACES
     return found
 
 

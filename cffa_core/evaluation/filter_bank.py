@@ -16,14 +16,15 @@ import numpy as np
 from cffa_core.data.contracts import Bytes, Mask, PairImages
 from cffa_core.evaluation import ridges
 from cffa_core.evaluation.bootstrap import Values
-from cffa_core.evaluation.ridges import Map, filled, interior
+from cffa_core.evaluation.ridges import Map, interior
 
 SIDE = 512  # images are brought to this longer side, so that scales mean the same in every set
 LEVELS = 6
 ORIENTED = 4  # levels whose orientation is measured
 GRID = 3
 FLOOR = 0.002  # grey levels of 1; weaker detail than half a level of 255 counts as none
-TENSOR_SIGMA = 2.0
+TENSOR_SIDE = 7  # pixels of the window in which a direction is looked for
+FILL_STRIDE, FILL_SIGMA = 8, 1.0
 # Centre and spread of each kind of statistic over real and procedural images: all kinds weigh about the same.
 KINDS = {
     "mean": (0.25, 0.1),
@@ -68,7 +69,7 @@ def cf_features(cf: Bytes, valid: Mask) -> Values:
     """Features (65,) of one colour photograph (H, W, 3) u8 RGB: those of its lightness and of two opponent colours."""
     rgb, valid = _at_side(cf, valid)
     field = _field(valid)
-    red, green, blue = (_unit(np.ascontiguousarray(rgb[..., channel]), valid) for channel in range(3))
+    red, green, blue = np.ascontiguousarray(_unit(rgb, valid).transpose(2, 0, 1))
     light: Map = (red + green + blue) / np.float32(3)
     values = _of_light(light, field)
     light_bands, _ = _pyramid(light)
@@ -115,9 +116,19 @@ def _at_side(image: Bytes, valid: Mask) -> tuple[Bytes, Mask]:
     return np.asarray(cv2.resize(image, size, interpolation=kind)), np.asarray(seen)
 
 
-def _unit(grey: Bytes, valid: Mask) -> Map:
-    """Grey values in [0, 1], what was not seen filled in."""
-    return np.asarray(filled(grey, valid) / 255, dtype=np.float32)
+def _unit(image: Bytes, valid: Mask) -> Map:
+    """Values (H, W) or (H, W, C) in [0, 1]; what was not seen is filled with the mean of what was seen nearby."""
+    whole = np.asarray(image, dtype=np.float32) / np.float32(255)
+    if valid.all():
+        return np.asarray(whole, dtype=np.float32)
+    size = (max(1, whole.shape[1] // FILL_STRIDE), max(1, whole.shape[0] // FILL_STRIDE))
+    seen = valid.astype(np.float32)
+    known = whole * (seen if whole.ndim == 2 else seen[..., None])
+    coarse, weight = (cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in (known, seen))
+    coarse, weight = (cv2.GaussianBlur(part, (0, 0), FILL_SIGMA) for part in (coarse, weight))
+    weight = np.maximum(weight, 1e-3)
+    mean = cv2.resize(coarse / (weight if whole.ndim == 2 else weight[..., None]), (whole.shape[1], whole.shape[0]))
+    return np.where(valid if whole.ndim == 2 else valid[..., None], whole, mean).astype(np.float32)
 
 
 def _field(valid: Mask) -> Mask:
@@ -153,35 +164,39 @@ def _cells(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
     return [(slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1])) for i in range(GRID) for j in range(GRID)]
 
 
+def _root(band: Map) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.square(band).mean(dtype=np.float64)))
+
+
 def _energy(band: Map) -> float:
-    return float(np.log(np.sqrt((band.astype(np.float64) ** 2).mean()) + FLOOR))
+    return float(np.log(_root(band) + FLOOR))
 
 
 def _sparsity(band: Map) -> float:
     """Mean size over root mean square: 0.80 for noise, less where few things stand out."""
-    root = float(np.sqrt((band.astype(np.float64) ** 2).mean()))
-    return float(np.abs(band).mean()) / root if root > FLOOR / 2 else 0.8
+    root = _root(band)
+    return float(np.abs(band).mean(dtype=np.float64)) / root if root > FLOOR / 2 else 0.8
 
 
 def _skew(band: Map) -> float:
     """Energy of the bright minus that of the dark, in [-1, 1]: vessels are dark in CF and bright in FA."""
-    squared = band.astype(np.float64) ** 2
-    total = float(squared.sum())
-    return float((np.sign(band) * squared).sum()) / total if np.sqrt(total / band.size) > FLOOR / 2 else 0.0
+    root = _root(band)
+    return float((band * np.abs(band)).mean(dtype=np.float64)) / root**2 if root > FLOOR / 2 else 0.0
 
 
 def _coherence(level: Map, field: Mask) -> float:
     """Share of the gradient energy that has one direction (structure tensor): 1 for lines, near 0 for noise."""
     x, y = cv2.Sobel(level, cv2.CV_32F, 1, 0), cv2.Sobel(level, cv2.CV_32F, 0, 1)
-    xx, yy, xy = (cv2.GaussianBlur(part, (0, 0), TENSOR_SIGMA)[field] for part in (x * x, y * y, x * y))
+    xx, yy, xy = (cv2.blur(part, (TENSOR_SIDE, TENSOR_SIDE))[field] for part in (x * x, y * y, x * y))
     total = float((xx + yy).sum())
     return float(np.hypot(xx - yy, 2 * xy).sum()) / total if total > 0 else 0.0
 
 
 def _correlation(a: Map, b: Map) -> float:
     a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a.astype(np.float64) ** 2).sum() * (b.astype(np.float64) ** 2).sum()))
-    return float((a * b).sum()) / size if size > a.size * (FLOOR / 8) ** 2 else 0.0
+    size = _root(a) * _root(b)
+    return float((a * b).mean(dtype=np.float64)) / size if size > (FLOOR / 8) ** 2 else 0.0
 
 
 def _scaled(kind: str, value: float) -> float:

@@ -25,6 +25,7 @@ HIGH_PASS_SIGMA = 4.0  # cells; illumination is smooth and says nothing about wh
 PERCENTILE = 5.0
 MIN_HELD_OUT = 20  # a 5th percentile of fewer is a guess
 MIN_GENERATED = 10
+MIN_TRAIN = 20
 COPY = 0.02  # a held-out pair this near to a training pair is no held-out pair
 
 Thumbnails = npt.NDArray[np.float32]
@@ -172,8 +173,8 @@ def auth_pct(matches: Sequence[Match], train: Thumbnails, eyes: Sequence[str], *
     A pair is authentic unless it is nearer to its nearest training pair than that one is to any other training pair.
     """
     detail = {"n_train": float(len(train))}
-    if len(matches) < MIN_GENERATED or len(train) < MIN_HELD_OUT:
-        reason = f"{len(matches)} pairs, {len(train)} training pairs; {MIN_GENERATED} and {MIN_HELD_OUT} are needed"
+    if len(matches) < MIN_GENERATED or len(train) < MIN_TRAIN:
+        reason = f"{len(matches)} pairs, {len(train)} training pairs; {MIN_GENERATED} and {MIN_TRAIN} are needed"
         return Score(len(matches), refused=reason, detail=detail)
     hit = sorted({match.index for match in matches})
     around = dict(zip(hit, nearest(train[hit], train, own=hit), strict=True))

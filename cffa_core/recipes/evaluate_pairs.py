@@ -85,6 +85,7 @@ def evaluate_pairs(
     held_out = Seen(real, keep_thumbnails=train is not None, keep_previews=False)
     subject = choose_pairs(pairs, eye_pattern, max_pairs, seed)
     others = choose_pairs(reference, eye_pattern, max_pairs, seed)
+    learnt = None if train is None else choose_pairs(train, eye_pattern, None, seed)
     alignment = score_alignment(
         replace(subject, pairs=seen.watch(subject.pairs)),
         replace(others, pairs=held_out.watch(others.pairs)),
@@ -95,8 +96,7 @@ def evaluate_pairs(
     assert alignment.ceiling is not None
     training, found = None, None
     known = Seen(keep_previews=out is not None)
-    if train is not None:
-        learnt = choose_pairs(train, eye_pattern, None, seed)
+    if learnt is not None:
         _read(learnt, known, told)
         training = TrainingSet(learnt.name, learnt.digest, tuple(known.names))
         found = memorisation(
