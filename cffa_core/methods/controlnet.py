@@ -62,7 +62,7 @@ class ControlNet(PairMethod):
             net: Any = ControlNetModel.from_unet(self.base.unet)
         finally:
             torch.set_rng_state(kept)
-        net.requires_grad_(True).eval().to(self.base.device, torch.float32)
+        net.requires_grad_(True).eval().to(self.base.device)
         if self.settings.gradient_checkpointing:
             net.enable_gradient_checkpointing()
         return net

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from cffa_core.errors import Cancelled, InvalidDataset
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import LoraSpec, SamplerSpec, TrainSettings
 from cffa_core.methods.controlnet import ControlNet
-from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base
 from cffa_core.recipes.train import run_training
 from tests.pair_folder import write_pair_folder
@@ -75,7 +73,6 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(base: Base, tmp_path
     for (name, now), (_, before) in zip(trained.named_parameters(), fresh.named_parameters(), strict=True):
         moved = not torch.equal(now, before)
         assert moved or "lora_" in name, f"{name} did not learn"
-    assert np.asarray(read_card(whole / "best_checkpoint")["noise_rotation"]).shape == (4, 4)
 
 
 def test_on_masks_and_without_held_out_eyes(base: Base, tmp_path: Path) -> None:
