@@ -105,4 +105,10 @@ def _extractor_folder(spec: EvaluationSpec, settings: Settings) -> Path | None:
         raise ModelUnavailable(
             f"this worker has no folder of models for extractor_model {spec.extractor_model!r}; set CFFA_MODELS_DIR"
         )
-    return settings.models_dir / spec.extractor_model
+    folder = settings.models_dir / spec.extractor_model
+    if not folder.is_dir():
+        raise ModelUnavailable(
+            f"the models folder of this worker has no {spec.extractor_model!r}; put the transformer's folder there "
+            "(config.json and safetensors; nothing is downloaded), or use extractor filters"
+        )
+    return folder

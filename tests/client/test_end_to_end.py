@@ -12,11 +12,13 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from cffa_core.data.phantom import write_phantoms
 from cffa_core.errors import Conflict, InvalidDataset, InvalidSpec, NotFound
 from cffa_core.jobs.spec import GenerateSettings, TrainSettings
 from cffa_core.recipes.archive import verify_archive
 from services.client.cli import app
 from services.client.client import CffaClient
+from services.client.download import digest_of
 from services.client.servers import Servers
 from tests.client.conftest import TRAINING
 
@@ -104,6 +106,34 @@ def test_pairs_and_archives_agree(client: CffaClient, generation: dict[str, Any]
     archives = client.archives(generation["id"])
     assert [part.number for part in archives.parts] == [0, 1, 2]
     assert archives.whole is not None
+
+
+def test_generated_pairs_are_measured_and_the_report_comes_home(
+    service: Servers, client: CffaClient, training: dict[str, Any], generation: dict[str, Any], tmp_path: Path
+) -> None:
+    real = tmp_path / "real"
+    write_phantoms(real, 4, seed=2, resolution=64, processes=1)
+    asked = ("--pairs", generation["id"], "--reference", real, "--set", "base=null")
+    done = printed(run(service, "submit", "evaluate", *asked, "--watch", "--json"))
+    assert (done["kind"], done["state"]) == ("evaluation", "succeeded")
+    assert done["spec"]["train_dataset_id"] == training["spec"]["dataset_id"]
+    fetched = printed(run(service, "download", done["id"], "--out", tmp_path, "--json"))
+    folder = tmp_path / f"{done['id']}-report"
+    listed = {Path(file["path"]).name: (file["bytes"], file["sha256"]) for file in fetched["files"]}
+    assert {"report.json", "report.md", "alignment.png"} <= set(listed)
+    assert listed == {path.name: (path.stat().st_size, digest_of(path)) for path in folder.iterdir()}
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report == fetched["report"] == client.report(done["id"]).report
+    assert (report["pairs"]["pairs"], report["reference"]["pairs"], report["train"]["pairs"]) == (5, 4, 6)
+    assert "report.md" in run(service, "download", done["id"], "--out", tmp_path).stdout
+    with pytest.raises(Conflict):
+        client.report(generation["id"])
+
+
+def test_an_evaluation_of_nothing_is_refused_before_anything_is_uploaded(service: Servers, tmp_path: Path) -> None:
+    refused = run(service, "submit", "evaluate", "--reference", tmp_path)
+    assert refused.exit_code == 1
+    assert "--pairs" in refused.stderr
 
 
 def test_jobs_are_listed_as_json_and_as_a_table(

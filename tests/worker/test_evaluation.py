@@ -17,8 +17,10 @@ from cffa_core.jobs.records import Dataset, Job, Part
 from cffa_core.jobs.spec import EvaluationSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.storage.manifest import read_verified
+from services.worker.generated_pairs import fetch_pairs
+from services.worker.orders import order_for
+from services.worker.scratch import Scratch
 from tests.worker.scripted_child import Act
-from tests.worker.test_processes import alive
 from tests.worker.world import OWNER, World, child_pids, scripted
 
 PAIRS = 5
@@ -105,25 +107,34 @@ def test_the_manifest_names_what_was_measured(world: World, made: tuple[Dataset,
     assert not any(id_ in raw.decode() for id_ in (evaluated.id, generated.id, learnt.id, held_out.id))
 
 
-def test_of_a_large_job_only_the_chosen_pairs_are_fetched(world: World, made: tuple[Dataset, Dataset, Job]) -> None:
+def test_of_a_large_job_only_the_chosen_pairs_are_fetched(
+    world: World, made: tuple[Dataset, Dataset, Job], tmp_path: Path
+) -> None:
     _, held_out, generated = made
+    scratch = Scratch(tmp_path, "by hand")
     chosen = {}
-    with world.worker_thread():
-        for seed in (1, 1, 2):
-            job = post(
-                world,
-                generation_job_id=generated.id,
-                reference_dataset_id=held_out.id,
-                max_pairs=3,
-                base=None,
-                seed=seed,
-            )
-            done = world.wait_terminal(job.id)
-            assert done.state is JobState.SUCCEEDED, done.error
-            names = [pair["name"] for pair in report_of(world, done)[1]["alignment"]["per_pair"]]
-            assert len(set(names)) == 3
-            assert chosen.setdefault(seed, names) == names
+    told: list[tuple[int, int]] = []
+
+    def on_pair(done: int, total: int) -> None:
+        told.append((done, total))
+
+    for number, seed in enumerate((1, 1, 2)):
+        job = post(world, generation_job_id=generated.id, reference_dataset_id=held_out.id, max_pairs=2, seed=seed)
+        claim = world.store.claim("by hand", [Kind.EVALUATION], lease_seconds=60)
+        assert claim is not None and claim.job_id == job.id
+        order = order_for(world.store, world.settings, scratch, claim)
+        world.store.fail(claim, "by_hand", "only its order was wanted")
+        indices = order.facts["indices"]
+        assert len(set(indices)) == 2 and chosen.setdefault(seed, indices) == indices
+        parts = {name.partition("/")[0] for name in order.inputs["pairs"].files}
+        assert parts == {f"{index // 2:05d}" for index in indices}
+        told.clear()
+        folder = fetch_pairs(world.objects, order.inputs["pairs"], indices, tmp_path / str(number), on_pair)
+        assert told == [(1, 2), (2, 2)]
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+        assert names == [f"{modality}/{index:06d}.png" for modality in ("cf", "fa") for index in sorted(indices)]
     assert chosen[1] != chosen[2]
+    scratch.close()
 
 
 def test_a_flipped_byte_of_a_generated_image_is_found(world: World, made: tuple[Dataset, Dataset, Job]) -> None:
@@ -164,34 +175,24 @@ def test_a_transformer_that_is_not_there_fails_the_job_with_what_to_do(
     assert "dinov2-small" in failed.error["message"]
 
 
-def test_a_killed_child_repeats_the_unit_and_a_cancelled_one_stops(
-    world: World, made: tuple[Dataset, Dataset, Job]
-) -> None:
-    """One evaluation: its child is killed once while it measures, the whole worker once, then it is done."""
+def test_a_killed_child_repeats_the_unit(world: World, made: tuple[Dataset, Dataset, Job]) -> None:
     learnt, held_out, _ = made
-    job = post(world, pairs_dataset_id=learnt.id, reference_dataset_id=held_out.id)
+    job = post(world, pairs_dataset_id=learnt.id, reference_dataset_id=held_out.id, base=None)
     worker = world.start_worker()
-
-    def measuring() -> bool:
-        return world.job(job.id).progress.stage in ("pairs", "reference", "training pairs", "neighbours")
-
-    world.wait(measuring)
+    # It tells its numerics key once it has its libraries; what follows is the job's own.
+    world.wait(lambda: world.events(job.id, "numerics"))
     (child,) = child_pids(worker.pid)
     os.kill(child, signal.SIGKILL)
-    world.wait(lambda: world.events(job.id, "crashed"))
-    world.wait(lambda: len(world.events(job.id, "claimed")) == 2)
-    (second,) = world.wait(lambda: child_pids(worker.pid))
-    worker.kill()
-    worker.wait()
-    world.wait(lambda: not alive(second), 5)
-    with world.worker_thread():
-        done = world.wait_terminal(job.id)
-        assert done.state is JobState.SUCCEEDED, done.error
+    done = world.wait_terminal(job.id)
+    assert done.state is JobState.SUCCEEDED, done.error
+    assert [crash["attempt"] for crash in world.events(job.id, "crashed")] == [1]
     unit, report = report_of(world, done)
-    assert unit.attempt == 3
+    assert unit.attempt == 2
     assert report["pairs"]["digest"] == learnt.digest and report["train"] is None
     keys = [info.key for info in unit.stored.files.values()]
-    assert sorted(key for key in world.objects.list(f"jobs/{job.id}/evaluate/")) == sorted(keys)
+    assert sorted(world.objects.list(f"jobs/{job.id}/evaluate/")) == sorted(keys)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
 
 
 def test_cancel_stops_an_evaluation_at_its_next_sign_of_life(world: World) -> None:
