@@ -86,7 +86,7 @@ def write_sd15(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) 
     for number, (part, make) in enumerate(makers.items()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number)
-            model = make().to(dtype)
+            model = make() if dtype == torch.float32 else make().to(dtype)
         model.save_pretrained(folder / part, max_shard_size=_ONE_FILE)
         del model
     PNDMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
