@@ -137,6 +137,7 @@ def _refuse(path: Path, out: Path) -> None:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     """A path beside ``out`` that gets its name if the block ends well, and vanishes if it does not."""
+    out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

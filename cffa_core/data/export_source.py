@@ -38,7 +38,7 @@ class ExportPair:
 
 
 @dataclass(frozen=True)
-class Files:
+class PairFiles:
     """Where one pair lies in its source: the CF and FA as they came, and by token the masks that the check leaves."""
 
     cf: str
@@ -61,7 +61,7 @@ class ExportSource:
     _decoded: Iterator[tuple[CheckedPair, PairImages]]
     _source: Source
     _decoder: Decoder
-    _files: dict[str, Files]
+    _files: dict[str, PairFiles]
     _recorded: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -82,7 +82,7 @@ class ExportSource:
             masks = {**images.masks, **self._masks(pair, files)}
             yield ExportPair(pair, images, masks, entry.get("seed"))
 
-    def _verify(self, files: Files, entry: Mapping[str, Any]) -> None:
+    def _verify(self, files: PairFiles, entry: Mapping[str, Any]) -> None:
         for modality, name in (("cf", files.cf), ("fa", files.fa)):
             expected = entry.get(modality)
             if isinstance(expected, Mapping):
@@ -93,7 +93,7 @@ class ExportSource:
                         f"{MANIFEST} to export the pairs without their origin"
                     )
 
-    def _masks(self, pair: CheckedPair, files: Files) -> dict[str, Mask]:
+    def _masks(self, pair: CheckedPair, files: PairFiles) -> dict[str, Mask]:
         masks: dict[str, Mask] = {}
         problems: list[Problem] = []
         for token, name in sorted(files.masks.items()):
@@ -135,7 +135,8 @@ def open_export(
         prefix = wrapper(source.names)
         found = _mask_files(source, prefix)
         files = {
-            pair.name: Files(cf, fa, found.pop(stem, {})) for pair, (cf, fa, stem) in zip(pairs, originals, strict=True)
+            pair.name: PairFiles(cf, fa, found.pop(stem, {}))
+            for pair, (cf, fa, stem) in zip(pairs, originals, strict=True)
         }
         recorded, entries = _records(source, prefix)
         strangers = [pair.name for pair in pairs if pair.name not in entries]

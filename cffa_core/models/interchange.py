@@ -1,7 +1,8 @@
-"""LoRA files of other programs, read strictly, and bases written with a LoRA fused in.
+"""LoRA files of other programs, read strictly.
 
 Read are the names of diffusers (new and old), of peft and of kohya's scripts; whatever our adapters cannot represent is
-refused by name, never dropped. Knows one file and one base at a time; model folders are ``recipes.interchange``.
+refused by name, never dropped. Knows one file and one UNet at a time; fusing is ``merged_base``, model folders are
+``recipes.interchange``.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,8 +22,6 @@ from torch import nn
 
 from cffa_core.errors import CorruptArtifact, ModelUnavailable, Problem
 from cffa_core.jobs.spec import LoraSpec
-from cffa_core.models.base import Base
-from cffa_core.models.lora import share_weights
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -243,44 +240,3 @@ def _spec(
     except ValidationError as error:
         problems.append(Problem(file, "unsupported", f"rank {rank}, alpha {alpha:g}: {error.errors()[0]['msg']}"))
         return None
-
-
-def fused_unet(unet: Any, lora: LoraFile) -> Any:
-    """A UNet of its own with ``W + alpha / rank * B A`` in place of ``W``; all other weights are shared with ``unet``.
-
-    The sum is made in float32 and stored in ``unet``'s dtype.
-    """
-    fused = share_weights(unet)
-    with torch.no_grad():
-        for name, (down, up) in lora.layers.items():
-            layer = fused.get_submodule(name)
-            update = lora.scale * (up.to(layer.weight.device) @ down.to(layer.weight.device))
-            summed = (layer.weight.float() + update).to(layer.weight.dtype)
-            layer.weight = nn.Parameter(summed, requires_grad=False)
-    return fused
-
-
-def write_base(folder: Path, base: Base, unet: Any, card: str) -> None:
-    """Write ``base`` with ``unet`` as its UNet into the empty ``folder``, in Stable Diffusion's layout.
-
-    Networks are written as they are in memory (text encoder and VAE float32), tokenizer and scheduler are copied.
-    """
-    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
-    networks = {"text_encoder": base.text_encoder, "vae": base.vae, "unet": unet}
-    for name, network in networks.items():
-        network.save_pretrained(folder / name)
-        index[name] = [type(network).__module__.split(".")[0], type(network).__name__]
-    for name in ("tokenizer", "scheduler"):
-        (folder / name).mkdir()
-        for file in sorted((base.folder / name).iterdir()):
-            if file.suffix in (".json", ".txt") and file.is_file():
-                shutil.copyfile(file, folder / name / file.name)
-    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-    index["scheduler"] = ["diffusers", base.scheduler_config.get("_class_name", "DDIMScheduler")]
-    # diffusers looks for these parts unless the index says that there are none.
-    index |= {name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")}
-    index["requires_safety_checker"] = False
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)

@@ -1,7 +1,7 @@
 """Model folders in and out: LoRAs as standard files, bases with them fused in, and other programs' LoRAs as models.
 
-A script over ``models.interchange`` (files) and the pair methods (model folders). Nothing is written over: an output
-that exists is refused.
+A script over ``models.interchange`` and ``models.merged_base`` (files) and the pair methods (model folders). Nothing is
+written over: an output that exists is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base, load_base
 from cffa_core.models.checkpoint import publish, verify_files
-from cffa_core.models.interchange import find_lora_file, fused_unet, read_lora, write_base
+from cffa_core.models.interchange import find_lora_file, read_lora
+from cffa_core.models.merged_base import fused_unet, write_base
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights(FOLDER) looks for
 ADAPTER = re.compile(r"lora_(?P<name>[a-z0-9_]+)\.safetensors")
@@ -199,7 +200,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """An empty folder that becomes ``out`` if the block ends well."""
     _refuse_existing(out)
     try:
-        with publish(out) as staging:
+        with publish(out.resolve()) as staging:
             yield staging
     except OSError as error:
         raise StorageUnavailable(f"{out} cannot be written: {error.strerror or error}") from error

@@ -57,6 +57,7 @@ def test_one_modality_merged_is_a_base(models_dir: Path, model: Path, tmp_path: 
     result = run(models_dir, "model", "export", model, "--merged", tmp_path / "merged", "--modality", "fa")
     assert result.exit_code == 0, result.stderr
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["fa"]
+    assert "Writing" not in result.stderr
     info = printed(run(models_dir, "base", "info", tmp_path / "merged" / "fa", "--json"))
     assert "`fa`" in info["card"]
 

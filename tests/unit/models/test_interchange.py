@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
 from cffa_core.jobs.spec import LoraSpec
 from cffa_core.models.base import Base
-from cffa_core.models.interchange import LoraFile, find_lora_file, fused_unet, read_lora
+from cffa_core.models.interchange import LoraFile, find_lora_file, read_lora
 from cffa_core.models.lora import attach_dual_lora, share_weights
+from cffa_core.models.merged_base import fused_unet
 
 SPEC = LoraSpec(rank=4, alpha=6.0, targets=("to_q", "to_v", "to_out.0"))
 Weights = dict[str, torch.Tensor]
