@@ -63,7 +63,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "side_by_side": {"method": "side_by_side"},
     "controlnet": {"method": "controlnet", "controlnet": {"vessels": "masks"}},
 }
-SEPARATE_STEPS: dict[str, Any] = {"scheduler": Scheduler.DDPM, "step_noise": "independent"}
+SHARED: dict[str, Any] = {"initial_noise": "shared"}
+SEPARATE_STEPS: dict[str, Any] = {**SHARED, "scheduler": Scheduler.DDPM, "step_noise": "independent"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class Arm:
 ARMS = (
     Arm("v27 as first implemented (t shared, DDPM, step noise apart)", "dual_unet, t shared", SEPARATE_STEPS),
     Arm("v27 as documented (t independent, DDPM, step noise apart)", "dual_unet", SEPARATE_STEPS),
-    Arm("dual_unet, shared noise", "dual_unet"),
-    Arm("dual_unet, shared noise, t shared", "dual_unet, t shared"),
+    Arm("dual_unet, banded noise", "dual_unet", {"initial_noise": "banded"}),
+    Arm("dual_unet, shared noise", "dual_unet", SHARED),
+    Arm("dual_unet, shared noise, t shared", "dual_unet, t shared", SHARED),
     Arm("dual_unet, rotated noise", "dual_unet", {"initial_noise": "rotated"}),
     Arm("dual_unet, independent noise (floor)", "dual_unet", {"initial_noise": "independent"}),
     Arm("shared_attention", "shared_attention"),

@@ -35,16 +35,18 @@ from cffa_core.recipes.train import run_training
 RESULTS = Path(__file__).resolve().parent / "results" / "noise.json"
 SCORES = ("ridge_correlation", "vessel_dice", "cl_dice", "ngf", "mutual_information")
 
+FIRST = {"scheduler": Scheduler.DDPM, "initial_noise": "shared", "step_noise": "independent"}
 # name -> (timesteps of the training run, sampler). The first two are v27 as first implemented: ancestral sampling
 # whose per-step noise each branch draws for itself.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "v27 first, t independent": ("independent", {"scheduler": Scheduler.DDPM, "step_noise": "independent"}),
-    "v27 first, t shared": ("shared", {"scheduler": Scheduler.DDPM, "step_noise": "independent"}),
-    "DDPM, step noise shared": ("independent", {"scheduler": Scheduler.DDPM}),
-    "DDIM, shared": ("independent", {}),
-    "DDIM, shared, t shared": ("shared", {}),
+    "v27 first, t independent": ("independent", FIRST),
+    "v27 first, t shared": ("shared", FIRST),
+    "DDPM, step noise shared": ("independent", {"scheduler": Scheduler.DDPM, "initial_noise": "shared"}),
+    "DDIM, shared": ("independent", {"initial_noise": "shared"}),
+    "DDIM, shared, t shared": ("shared", {"initial_noise": "shared"}),
     "DDIM, rotated": ("independent", {"initial_noise": "rotated"}),
     "DDIM, independent": ("independent", {"initial_noise": "independent"}),
+    "DDIM, banded": ("independent", {"initial_noise": "banded"}),
 }
 
 

@@ -139,7 +139,9 @@ class SamplerSpec(Spec):
     steps: int = Field(default=50, ge=1, le=1000)
     guidance_scale: float = Field(default=1.0, ge=1.0, le=30.0)
     initial_noise: NoiseMode | None = Field(
-        default=None, description="Default: shared; for side_by_side, trained with one noise all over, independent."
+        default=None,
+        description="Default: banded for dual_unet if its training pairs gave rotations, independent for side_by_side, "
+        "else shared.",
     )
     step_noise: NoiseMode | None = Field(
         default=None, description="Noise inside a stochastic sampler; default as initial_noise."

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from cffa_core.jobs.spec import Method
+from cffa_core.jobs.spec import Method, NoiseMode
 from cffa_core.methods.method import PairMethod, Tensors
 
 
@@ -18,6 +18,11 @@ class DualUnet(PairMethod):
     """A base with a LoRA per modality."""
 
     method = Method.DUAL_UNET
+
+    @property
+    def default_noise(self) -> NoiseMode:
+        """Banded, where the training pairs gave rotations: it aligns best by far (docs/adr/0009)."""
+        return "shared" if self.band_rotations is None else "banded"
 
     def predict_noise(
         self,

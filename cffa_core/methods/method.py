@@ -44,7 +44,6 @@ class PairMethod(ABC):
     """
 
     method: ClassVar[Method]
-    default_noise: ClassVar[NoiseMode] = "shared"
     takes_structure: ClassVar[bool] = False
 
     def __init__(
@@ -74,6 +73,11 @@ class PairMethod(ABC):
     def adapters(self) -> tuple[str, ...]:
         """Names of the LoRAs; their files are ``lora_NAME.safetensors``."""
         return self.modalities
+
+    @property
+    def default_noise(self) -> NoiseMode:
+        """Initial noise of a sampler that names none."""
+        return "shared"
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -235,6 +239,7 @@ class PairMethod(ABC):
                 "validation": dict(validation) if validation is not None else None,
                 "noise_rotation": None if self.noise_rotation is None else self.noise_rotation.tolist(),
                 "band_rotations": None if self.band_rotations is None else self.band_rotations.tolist(),
+                "default_noise": self.default_noise,
                 "lpips": self.lpips and {"lambda": self.settings.loss.lpips_lambda, "sha256": self.lpips.sha256},
                 "parameters": self.parameter_counts(),
                 "files": describe_files(staging),

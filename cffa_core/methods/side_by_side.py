@@ -19,7 +19,7 @@ from cffa_core.diffusion.latents import Moments, View
 from cffa_core.diffusion.losses import ModalityLatents
 from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.errors import InvalidSpec, Problem
-from cffa_core.jobs.spec import Method, SideBySideSpec, TrainSettings
+from cffa_core.jobs.spec import Method, NoiseMode, SideBySideSpec, TrainSettings
 from cffa_core.methods.method import PairMethod, Tensors
 from cffa_core.models.base import Base
 
@@ -46,8 +46,6 @@ class SideBySide(PairMethod):
     """A base with one LoRA that draws both images on one canvas."""
 
     method = Method.SIDE_BY_SIDE
-    # In training the two halves of the canvas carry unrelated noise.
-    default_noise = "independent"
 
     def __init__(
         self,
@@ -65,6 +63,11 @@ class SideBySide(PairMethod):
     def adapters(self) -> tuple[str, ...]:
         """One LoRA for the canvas."""
         return ("pair",)
+
+    @property
+    def default_noise(self) -> NoiseMode:
+        """In training the two halves of the canvas carry unrelated noise."""
+        return "independent"
 
     @property
     def branches(self) -> tuple[str, ...]:

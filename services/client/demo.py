@@ -90,7 +90,7 @@ class DemoPlan:
             resolution=self.resolution,
             batch_size=min(4, self.pairs),
             part_size=max(4, -(-self.pairs // 8)),
-            sampler=SamplerSpec(scheduler=Scheduler.DPM, steps=self.sampler_steps, initial_noise="shared"),
+            sampler=SamplerSpec(scheduler=Scheduler.DPM, steps=self.sampler_steps),
             seed=self.seed,
         )
 
@@ -181,7 +181,7 @@ def _work(
     sampler = settings.sampler
     say(
         f"[5/6] Generation job: {plan.pairs} new pairs in {settings.parts} part(s), {sampler.steps} steps of "
-        f"{sampler.scheduler}, {sampler.initial_noise} initial noise"
+        f"{sampler.scheduler}"
     )
     generation = client.submit_generation(model.id, settings)
     _follow(client, servers, generation, say, on_progress)
@@ -251,7 +251,7 @@ def _contact_sheet(archive: Path, manifest: dict[str, Any], path: Path) -> Path:
         for pair in manifest["pairs"][:SHEET_ROWS]:
             label = (f"pair {pair['index']}", f"seed {pair['seed']}")
             rows.append(SheetRow(pixels(pair["cf"]["name"], "RGB"), pixels(pair["fa"]["name"], "L"), label))
-    return contact_sheet(rows, path, title="New pairs: dual_unet, shared initial noise")
+    return contact_sheet(rows, path, title="New pairs: dual_unet")
 
 
 def _log_tail(servers: Servers, name: str) -> str:

@@ -156,6 +156,7 @@ def test_the_schedule_is_the_base_s(base: Base) -> None:
 @pytest.fixture
 def saved(base: Base, tmp_path: Path) -> Path:
     model = DualUnet(base, settings_of(seed=5), noise_rotation=-np.eye(4), step=12)
+    model.band_rotations = np.stack([np.eye(4)] * 3 + [-np.eye(4)] * 3)
     with torch.no_grad():
         for parameter in model.lora.parameters():
             parameter.add_(0.01)
@@ -170,6 +171,7 @@ def test_save_and_load_round_trip(base: Base, saved: Path, tmp_path: Path) -> No
     assert card["settings"] == settings_of(seed=5).model_dump(mode="json")
     model = DualUnet.load(saved, base)
     assert np.array_equal(model.noise_rotation, -np.eye(4))
+    assert np.array_equal(model.band_rotations, np.stack([np.eye(4)] * 3 + [-np.eye(4)] * 3))
     model.save(tmp_path / "again", dataset_digest="abc", validation=card["validation"])
     for path in saved.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()

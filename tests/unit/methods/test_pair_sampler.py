@@ -13,6 +13,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from cffa_core.diffusion.sampling import build_scheduler, draw_noise
+from cffa_core.errors import InvalidSpec
 from cffa_core.jobs.spec import LoraSpec, SamplerSpec, Scheduler, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.pair_sampler import NewPair, PairSampler, chroma, to_uint8
@@ -113,6 +114,23 @@ def test_step_noise_follows_initial_noise_unless_told(base: Base) -> None:
         torch.cat(twins(base, scheduler="ddpm", initial_noise="rotated")),
         torch.cat(twins(base, scheduler="ddpm", initial_noise="rotated", step_noise="shared")),
     )
+
+
+def test_a_sampler_that_names_no_noise_takes_the_best_the_model_has(base: Base) -> None:
+    twin = DualUnet(base, TrainSettings(lora=LoraSpec(rank=4)), noise_rotation=-np.eye(4))
+    assert sampler_of(twin).initial_noise == sampler_of(twin).step_noise == "shared"
+    twin.band_rotations = np.stack([np.eye(4)] * 3 + [-np.eye(4)] * 3)
+    unnamed, named = sampler_of(twin), sampler_of(twin, initial_noise="banded")
+    assert unnamed.initial_noise == unnamed.step_noise == "banded"
+    assert torch.equal(unnamed.latents([1, 2]), named.latents([1, 2]))
+    assert not torch.equal(unnamed.latents([1, 2]), sampler_of(twin, initial_noise="shared").latents([1, 2]))
+    assert sampler_of(twin, initial_noise="shared").initial_noise == "shared"
+
+
+def test_banded_noise_needs_a_model_that_has_rotations(base: Base) -> None:
+    twin = DualUnet(base, TrainSettings(lora=LoraSpec(rank=4)), noise_rotation=-np.eye(4))
+    with pytest.raises(InvalidSpec, match="no noise rotation"):
+        sampler_of(twin, initial_noise="banded").latents([1])
 
 
 def test_another_seed_is_another_pair(model: DualUnet) -> None:
