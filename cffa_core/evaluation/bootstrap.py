@@ -129,14 +129,17 @@ def half_samples(eyes: Sequence[str], size: int, *, seed: int, label: str) -> np
     return np.array(drawn)
 
 
-def estimate_from_halves(values: Values, n: int, eyes: int, value: float | None = None) -> Estimate:
+def estimate_from_halves(
+    values: Values, n: int, eyes: int, value: float | None = None, *, within: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
     """Estimate of ``n`` pairs from the values on random halves: their mean and their 95 % range.
 
-    Where the statistic of the whole set is known, ``value``, it is the estimate and the range is moved onto it.
+    Where the statistic of the whole set is known, ``value``, it is the estimate and the range is moved onto it, but
+    not beyond ``within``, the values that the statistic can have.
     """
     middle = float(values.mean())
     at = middle if value is None else value
     if eyes < MIN_EYES:
         return Estimate(at, None, None, n, eyes)
-    low, high = interval(values - middle + at)
+    low, high = interval(np.clip(values - middle + at, *within))
     return Estimate(at, low, high, n, eyes)

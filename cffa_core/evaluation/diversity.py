@@ -56,10 +56,12 @@ def density_coverage(
     density, coverage = (
         Score(
             len(generated),
-            estimate_from_halves(np.array([half[side] for half in halves]), len(generated), count, whole[side]),
+            estimate_from_halves(
+                np.array([half[side] for half in halves]), len(generated), count, whole[side], within=(0.0, most)
+            ),
             detail=detail,
         )
-        for side in (0, 1)
+        for side, most in enumerate((np.inf, 1.0))
     )
     return density, coverage
 

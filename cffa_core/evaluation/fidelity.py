@@ -79,7 +79,7 @@ def fid(
     values = np.array([frechet_distance(generated[a], reference[b]) for a, b in zip(ours, real, strict=True)])
     value = frechet_distance(generated, reference)
     count = min(eyes_of(eyes), eyes_of(real_eyes))
-    found: Estimate = estimate_from_halves(values, len(generated), count, value)
+    found: Estimate = estimate_from_halves(values, len(generated), count, value, within=(0.0, np.inf))
     return Score(len(generated), found, detail=detail)
 
 

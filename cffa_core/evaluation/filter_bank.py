@@ -112,7 +112,8 @@ def _at_side(image: Bytes, valid: Mask) -> tuple[Bytes, Mask]:
     scale = SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    seen = cv2.resize(valid.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    # A pixel counts as seen if all that it was made of was.
+    seen = cv2.resize(valid.astype(np.float32), size, interpolation=kind) > 0.999
     return np.asarray(cv2.resize(image, size, interpolation=kind)), np.asarray(seen)
 
 

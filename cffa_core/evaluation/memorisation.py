@@ -17,7 +17,7 @@ from scipy import fft
 
 from cffa_core.data.contracts import Bytes, Mask, PairImages
 from cffa_core.evaluation.bootstrap import Score, estimate
-from cffa_core.evaluation.ridges import filled, interior
+from cffa_core.evaluation.ridges import interior
 
 SIDE = 64
 MAX_SHIFT = 6  # cells of 64: 9 % of the side
@@ -26,6 +26,7 @@ PERCENTILE = 5.0
 MIN_HELD_OUT = 20  # a 5th percentile of fewer is a guess
 MIN_GENERATED = 10
 MIN_TRAIN = 20
+MIN_ENERGY = 1.0  # grey levels; less than a sixtieth of one per cell is rounding
 COPY = 0.02  # a held-out pair this near to a training pair is no held-out pair
 
 Thumbnails = npt.NDArray[np.float32]
@@ -73,14 +74,20 @@ def _plane(grey: Bytes, valid: Mask) -> Thumbnails:
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     edges = (top, side - height - top, left, side - width - left)
-    seen = cv2.copyMakeBorder(interior(valid).astype(np.float32), *edges, cv2.BORDER_CONSTANT, value=0)
-    picture = cv2.copyMakeBorder(filled(grey, valid), *edges, cv2.BORDER_REPLICATE)
-    small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    weight = cv2.resize(seen, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    detail = (small - cv2.GaussianBlur(small, (0, 0), HIGH_PASS_SIGMA)) * weight
+    inside = interior(valid).astype(np.float32)
+    seen, picture = (
+        cv2.copyMakeBorder(plane, *edges, cv2.BORDER_CONSTANT, value=0) for plane in (inside, inside * grey)
+    )
+    weight, summed = (cv2.resize(plane, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for plane in (seen, picture))
+    # Means over what was seen alone: the aperture's shape must not look like an eye.
+    around = cv2.GaussianBlur(summed, (0, 0), HIGH_PASS_SIGMA) / np.maximum(
+        cv2.GaussianBlur(weight, (0, 0), HIGH_PASS_SIGMA), 1e-3
+    )
+    detail = summed - around * weight
     energy = float(np.sqrt((detail**2).sum()))
     # A plane without any detail is like nothing, and unlike nothing: its correlations are 0.
-    return np.asarray(detail / energy * np.sqrt(0.5) if energy > 1e-3 else np.zeros_like(detail), dtype=np.float32)
+    unit = detail * (np.sqrt(0.5) / energy) if energy > MIN_ENERGY else np.zeros_like(detail)
+    return np.asarray(unit, dtype=np.float32)
 
 
 def turned(picture: npt.NDArray[np.generic], turn: int) -> npt.NDArray[np.generic]:

@@ -148,6 +148,11 @@ def shown(value: Estimate | None) -> str:
     if value is None:
         return "-"
     size = max(abs(end) for end in (value.value, value.low, value.high) if end is not None)
-    digits = 4 if size < 0.05 else 2 if size < 10 else 1
-    text = f"{value.value:.{digits}f}"
-    return text if value.low is None else f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    digits = 4 if 0 < size < 0.05 else 2 if size < 10 else 1
+
+    def text(number: float) -> str:
+        return f"{round(number, digits) + 0.0:.{digits}f}"  # adding 0.0 takes the sign off a zero
+
+    if value.low is None or value.high is None:
+        return text(value.value)
+    return f"{text(value.value)} [{text(value.low)}, {text(value.high)}]"

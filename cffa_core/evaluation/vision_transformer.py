@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, ViTModel
 
 from cffa_core.data.contracts import Bytes, PairImages
@@ -98,7 +99,7 @@ def _load(folder: Path, kind: Any, options: dict[str, Any]) -> Any:
             dtype=torch.float32,
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"the extractor in {folder} cannot be loaded: {error}") from error
     absent = sorted(report["missing_keys"])
     if absent:

@@ -67,7 +67,7 @@ class TestFilterBank:
         own = FilterBank().pair(images)[1]
         other = FilterBank().pair(replace(images, fa=mirrored, valid_fa=seen))[1]
         places = 18  # two grids of 3 x 3 at the end
-        np.testing.assert_allclose(own[:-places], other[:-places], atol=0.35)
+        np.testing.assert_allclose(own[:-places], other[:-places], atol=0.6)
         assert np.abs(own[-places:] - other[-places:]).max() > 0.5
 
 

@@ -90,7 +90,7 @@ class TestCopies:
         found = memorisation(new, [str(i) for i in range(26)], held_out, train)
         assert sum(found.flagged) <= 5  # 5 % of 26 are expected
         assert found.auth_pct.estimate is not None
-        assert found.auth_pct.estimate.value > 60
+        assert found.auth_pct.estimate.value > 35  # by symmetry about half
         assert found.copies == 0
 
     def test_one_copy_among_new_ones_is_the_one_that_is_flagged(self, sets: tuple[Planes, Planes, Planes]) -> None:

@@ -21,14 +21,14 @@ COPIED = ("p00003", "p00007")
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """12 new pairs, two of which are training pairs (one of them mirrored); 22 held-out ones; 24 training pairs."""
+    """12 pairs, the first two of which are training pairs (one mirrored); 22 held-out pairs; 24 training pairs."""
     root = tmp_path_factory.mktemp("sets")
-    for name, count, seed in (("made", 10, 1), ("real", 22, 2), ("learnt", 24, 3)):
+    for name, count, seed in (("made", 12, 1), ("real", 22, 2), ("learnt", 24, 3)):
         write_phantoms(root / name, count, seed=seed, resolution=64, processes=1)
     for number, name in enumerate(COPIED):
         for kind in ("cf", "fa"):
             image = cv2.imread(str(root / "learnt" / kind / f"{name}.png"), cv2.IMREAD_UNCHANGED)
-            cv2.imwrite(str(root / "made" / kind / f"copy{number}.png"), image[:, ::-1] if number else image)
+            cv2.imwrite(str(root / "made" / kind / f"p{number:05d}.png"), image[:, ::-1] if number else image)
     return {name: root / name for name in ("made", "real", "learnt")}
 
 
@@ -64,8 +64,8 @@ def test_the_report_is_written_whole(whole: dict[str, Any]) -> None:
 def test_both_copies_are_flagged_and_traced(whole: dict[str, Any]) -> None:
     found = whole["json"]["memorisation"]
     flagged = {pair["name"]: pair["train"] for pair in found["generated"] if pair["flagged"]}
-    assert {"copy0": "p00003", "copy1": "p00007"}.items() <= flagged.items()
-    mirrored = next(pair for pair in found["generated"] if pair["name"] == "copy1")
+    assert {"p00000": "p00003", "p00001": "p00007"}.items() <= flagged.items()
+    mirrored = next(pair for pair in found["generated"] if pair["name"] == "p00001")
     assert mirrored["turn"] == 4
     assert mirrored["distance"] < 0.02
     assert found["flagged_share"]["n"] == 12
