@@ -120,6 +120,9 @@ def load_base(
     """
     folder, name = find_base(ref, models_dir=models_dir)
     files = base_files(folder)
+    for path in files:
+        if path.suffix == ".json":  # the tokenizer's library has no error of its own for a damaged file
+            _read_json(path)
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json")
     prediction = scheduler_config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
@@ -180,12 +183,13 @@ def _weights(kind: Any, folder: Path, **options: Any) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    where = f"{path.parent.name}/{path.name} of base {path.parent.parent.name!r}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"{path.parent.name}/{path.name} of the base cannot be read: {error}") from error
+        raise ModelUnavailable(f"{where} cannot be read: {error}; copy or download the folder again") from error
     if not isinstance(content, dict):
-        raise ModelUnavailable(f"{path.parent.name}/{path.name} of the base is not a JSON object")
+        raise ModelUnavailable(f"{where} is not a JSON object; copy or download the folder again")
     return content
 
 

@@ -115,11 +115,9 @@ def test_weights_that_the_file_lacks_are_not_invented(base_folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("tokenizer/vocab.json", b"{", "tokenizer of base 'damaged' cannot be read.*download the folder again"),
-        ("tokenizer/tokenizer_config.json", b"{", "tokenizer of base 'damaged' cannot be read.*download"),
-        ("vae/config.json", b"{", "vae of base 'damaged' cannot be loaded.*download"),
-        ("scheduler/scheduler_config.json", b"{", "scheduler_config.json of the base cannot be read"),
-        ("scheduler/scheduler_config.json", b"[]", "is not a JSON object"),
+        ("tokenizer/vocab.json", b"{", "tokenizer/vocab.json of base 'damaged' cannot be read.*download the folder"),
+        ("vae/config.json", b"{", "vae/config.json of base 'damaged' cannot be read"),
+        ("scheduler/scheduler_config.json", b"[]", "scheduler_config.json of base 'damaged' is not a JSON object"),
     ],
 )
 def test_damage_is_named_and_typed(base_folder: Path, tmp_path: Path, file: str, damage: bytes, says: str) -> None:
