@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cffa_core.errors import Conflict, InvalidSpec, ModelUnavailable, Problem, StorageUnavailable
+from cffa_core.diffusion.rotation import BAND_EDGES
+from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, ModelUnavailable, Problem, StorageUnavailable
 from cffa_core.jobs.spec import LoraSpec, Method, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.method import read_card
@@ -26,6 +29,7 @@ from cffa_core.models.checkpoint import publish, verify_files
 from cffa_core.models.interchange import find_lora_file, read_lora
 from cffa_core.models.merged_base import fused_unet, write_base
 
+CARD_FILE = "card.json"  # the model.json of the model that was exported
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that load_lora_weights(FOLDER) looks for
 ADAPTER = re.compile(r"lora_(?P<name>[a-z0-9_]+)\.safetensors")
 # How far a stock pipeline goes: what it draws with one method's LoRA is not always what our sampler draws.
@@ -61,7 +65,7 @@ def adapters_of(card: dict[str, Any], only: str | None = None) -> dict[str, str]
 
 
 def export_lora(model: Path, out: Path, *, only: str | None = None) -> dict[str, Any]:
-    """Write ``out/NAME/pytorch_lora_weights.safetensors`` for each LoRA of a model folder, and ``out/README.md``.
+    """Write ``out/NAME/pytorch_lora_weights.safetensors`` for each LoRA of a model folder, README.md and card.json.
 
     ``pipe.load_lora_weights("out/cf")`` of stock diffusers reads it, rank and alpha included. Returns what was written.
     Raises ``ModelUnavailable``, ``CorruptArtifact`` for damaged files, ``Conflict`` if ``out`` exists.
@@ -77,6 +81,7 @@ def export_lora(model: Path, out: Path, *, only: str | None = None) -> dict[str,
             files[name] = {"file": f"{name}/{LORA_FILE}", "sha256": card["files"][file]["sha256"]}
         text = _readme(card, f"# LoRA of a CFFA model ({card['method']})", list(chosen), 'pipe.load_lora_weights("{}")')
         (staging / "README.md").write_text(text, encoding="utf-8")
+        _write_card(staging / CARD_FILE, card)
     return {"out": str(out), "method": card["method"], "base": card["base"], "lora": _lora(card), "files": files}
 
 
@@ -105,6 +110,7 @@ def export_merged(
             text = _readme(card, title, [name], 'pipe = StableDiffusionPipeline.from_pretrained("{}")')
             (staging / name).mkdir()
             write_base(staging / name, loaded, unet, text)
+        _write_card(staging / CARD_FILE, card)
     return {"out": str(out), "method": card["method"], "base": card["base"], "folders": {name: name for name in chosen}}
 
 
@@ -114,6 +120,7 @@ def import_lora(
     fa: Path | None,
     base: str | Path,
     out: Path,
+    card: Path | None = None,
     resolution: int | None = None,
     cf_prompt: str | None = None,
     fa_prompt: str | None = None,
@@ -121,9 +128,11 @@ def import_lora(
 ) -> dict[str, Any]:
     """Make a `dual_unet` model folder of two LoRA files (diffusers, peft or kohya); return its ``model.json``.
 
-    ``resolution`` is what the LoRAs were trained at (default: the base's own). The card's ``imported`` names the files
-    by SHA-256. Raises ``ModelUnavailable`` with all problems if a file does not fit the base, if one modality is
-    missing, or if the two have different ranks, alphas or targets; ``Conflict`` if ``out`` exists.
+    ``resolution`` is what the LoRAs were trained at (default: the base's own). ``card`` is the ``card.json`` of an
+    export: it gives prompts and resolution, where these are not given, and the rotations of the initial noise. The new
+    card's ``imported`` names the files by SHA-256. Raises ``ModelUnavailable`` with all problems if a file does not fit
+    the base, if one modality is missing, or if the two have different ranks, alphas or targets; ``Conflict`` if ``out``
+    exists; ``CorruptArtifact`` for damaged files.
     """
     given = {"cf": cf, "fa": fa}
     missing = [
@@ -136,14 +145,16 @@ def import_lora(
     files = {m: find_lora_file(path) for m, path in given.items() if path}
     loras = {m: read_lora(file, loaded.unet) for m, file in files.items()}
     _agree(loras["cf"].spec, loras["fa"].spec)
-    prompts = {"cf_prompt": cf_prompt, "fa_prompt": fa_prompt}
+    known = _known(card, loaded) if card is not None else {}
+    own = {"resolution": int(loaded.unet.config.sample_size) * loaded.latent_stride, **known.get("settings", {})}
+    given_fields = {"resolution": resolution, "cf_prompt": cf_prompt, "fa_prompt": fa_prompt}
     settings = _settings(
         base=re.sub(r"[^A-Za-z0-9._/-]", "_", loaded.name),
-        resolution=resolution or int(loaded.unet.config.sample_size) * loaded.latent_stride,
         lora=loras["cf"].spec,
-        **{name: text for name, text in prompts.items() if text},
+        **own | {name: value for name, value in given_fields.items() if value is not None},
     )
-    model = DualUnet(loaded, settings)
+    model = DualUnet(loaded, settings, known.get("noise_rotation"))
+    model.band_rotations = known.get("band_rotations")
     parameters = dict(model.lora.named_parameters())
     for m, lora in loras.items():
         for layer, (down, up) in lora.layers.items():
@@ -151,15 +162,39 @@ def import_lora(
             for name, weight in weights.items():
                 parameters[name].data.copy_(weight)
     with _new_folder(out) as staging:
-        card = model.save(staging / "model", dataset_digest="", validation=None)
-        card["imported"] = {m: {"file": file.name, "sha256": _sha256(file)} for m, file in files.items()}
-        (staging / "model" / "model.json").write_text(
-            json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        made = model.save(staging / "model", dataset_digest="", validation=None)
+        made["imported"] = {m: {"file": file.name, "sha256": _sha256(file)} for m, file in files.items()}
+        _write_card(staging / "model" / "model.json", made)
         for file in sorted((staging / "model").iterdir()):
             file.rename(staging / file.name)
         (staging / "model").rmdir()
-    return card
+    return made
+
+
+def _known(path: Path, base: Base) -> dict[str, Any]:
+    """What the card of an export says that no LoRA file can carry: prompts, resolution, rotations of the noise."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if card["method"] != Method.DUAL_UNET or card["base"]["digest"] != base.digest:
+            raise ModelUnavailable(
+                f"{path.name} is of method {card['method']} on base {card['base']['name']!r}; what is imported is a "
+                f"dual_unet on {base.name!r} as it is here"
+            )
+        found = {"settings": {name: card["settings"][name] for name in ("resolution", "cf_prompt", "fa_prompt")}}
+        square = (base.latent_channels, base.latent_channels)
+        shapes = {"noise_rotation": square, "band_rotations": (len(BAND_EDGES) + 1, *square)}
+        stored = {name: card[name] for name in shapes if card.get(name) is not None}
+        return found | {name: _rotation(value, shapes[name]) for name, value in stored.items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path} is not the card.json of an export: {error!r}") from error
+
+
+def _rotation(value: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Orthogonal matrices of the latent's channels: anything else would not leave noise as it is."""
+    rotation = np.asarray(value, dtype=np.float64)
+    if rotation.shape != shape or not np.allclose(rotation @ rotation.swapaxes(-1, -2), np.eye(shape[-1]), atol=1e-6):
+        raise ValueError(f"a rotation of the noise is not orthogonal or not of shape {shape}")
+    return rotation
 
 
 def _agree(cf: LoraSpec, fa: LoraSpec) -> None:
@@ -211,6 +246,10 @@ def _refuse_existing(out: Path) -> None:
         raise Conflict(f"{out} exists; nothing is written over: name another folder or remove it first")
 
 
+def _write_card(path: Path, card: dict[str, Any]) -> None:
+    path.write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _lora(card: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = card["settings"]["lora"]
     return found
@@ -234,7 +273,12 @@ def _readme(card: dict[str, Any], title: str, names: list[str], load: str) -> st
         "",
         *(f"    {load.format(name)}" for name in names),
         "",
-        *([] if canvas else ["One initial latent for CF and FA makes a pair."]),
+        *(
+            []
+            if canvas
+            else ["What makes a pair is the initial latents: the same for CF and FA, or the FA's turned by the"]
+        ),
+        *([] if canvas else ["rotations in `card.json`, as this model's own sampler does by default if it has them."]),
         "An FA is turned into one channel by its luminance.",
     ]
     return "\n".join(lines) + "\n"

@@ -45,7 +45,8 @@ def test_a_model_goes_out_and_comes_back(models_dir: Path, model: Path, tmp_path
     for entry in report["files"].values():
         assert (tmp_path / "lora" / entry["file"]).is_file()
     files = ("--cf", tmp_path / "lora" / "cf", "--fa", tmp_path / "lora" / report["files"]["fa"]["file"])
-    card = printed(run(models_dir, "model", "import", *files, "--base", "micro", "--out", tmp_path / "back", "--json"))
+    more = ("--card", tmp_path / "lora" / "card.json", "--base", "micro", "--out", tmp_path / "back", "--json")
+    card = printed(run(models_dir, "model", "import", *files, *more))
     assert card["base"]["name"] == "micro" and card["settings"]["lora"]["rank"] == 2
     options = ("--count", "1", "--steps", "1", "--resolution", "64", "--device", "cpu", "--json")
     ours = printed(run(models_dir, "generate", model, "--out", tmp_path / "a", *options))
@@ -56,7 +57,7 @@ def test_a_model_goes_out_and_comes_back(models_dir: Path, model: Path, tmp_path
 def test_one_modality_merged_is_a_base(models_dir: Path, model: Path, tmp_path: Path) -> None:
     result = run(models_dir, "model", "export", model, "--merged", tmp_path / "merged", "--modality", "fa")
     assert result.exit_code == 0, result.stderr
-    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["fa"]
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == ["card.json", "fa"]
     assert "Writing" not in result.stderr
     info = printed(run(models_dir, "base", "info", tmp_path / "merged" / "fa", "--json"))
     assert "`fa`" in info["card"]

@@ -60,6 +60,9 @@ def model_import(
     out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Model folder to make.")],
     cf: LoraPath = None,
     fa: LoraPath = None,
+    card: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="card.json of an export: prompts, resolution, noise rotations.")
+    ] = None,
     resolution: options.Resolution = None,
     cf_prompt: Annotated[str | None, typer.Option(help="Prompt that the CF LoRA was trained with.")] = None,
     fa_prompt: Annotated[str | None, typer.Option(help="Prompt that the FA LoRA was trained with.")] = None,
@@ -73,6 +76,7 @@ def model_import(
         fa=fa,
         base=base,
         out=out,
+        card=card,
         resolution=resolution,
         cf_prompt=cf_prompt,
         fa_prompt=fa_prompt,

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from cffa_core.diffusion.rotation import BAND_EDGES
 from cffa_core.diffusion.sampling import build_scheduler, draw_noise
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, ModelUnavailable
 from cffa_core.jobs.spec import LoraSpec, Method, SamplerSpec, Scheduler, TrainSettings
@@ -179,10 +180,34 @@ def test_an_export_comes_back_as_the_same_model(base: Base, tmp_path: Path) -> N
     assert np.array_equal(ours.cf, theirs.cf) and np.array_equal(ours.fa, theirs.fa)
 
 
+def test_the_card_carries_what_no_lora_file_can(base: Base, tmp_path: Path) -> None:
+    """The rotations of the noise decide what a pair is: without the card the FA would start elsewhere."""
+    model = trained(base, cf_prompt="a", fa_prompt="b", resolution=72)
+    model.noise_rotation = -np.eye(4)
+    model.band_rotations = np.stack([np.eye(4), np.eye(4)[::-1]] * 8)[: len(BAND_EDGES) + 1]
+    export_lora(saved(model, tmp_path / "model"), tmp_path / "out")
+    files: dict[str, Any] = {"cf": tmp_path / "out" / "cf", "fa": tmp_path / "out" / "fa", "base": base.folder}
+    card = import_lora(**files, out=tmp_path / "back", card=tmp_path / "out" / "card.json", fa_prompt="c")
+    settings = card["settings"]
+    assert (settings["cf_prompt"], settings["fa_prompt"], settings["resolution"]) == ("a", "c", 72)
+    found = load_method(tmp_path / "back", base)
+    assert np.array_equal(found.noise_rotation, model.noise_rotation)
+    assert np.array_equal(found.band_rotations, model.band_rotations)
+    stored = json.loads((tmp_path / "out" / "card.json").read_text())
+    for change in ({"noise_rotation": [[2.0] * 4] * 4}, {"band_rotations": np.eye(4).tolist()}, {"settings": {}}):
+        (tmp_path / "bad.json").write_text(json.dumps(stored | change))
+        with pytest.raises(CorruptArtifact, match=r"not the card\.json"):
+            import_lora(**files, out=tmp_path / "bad", card=tmp_path / "bad.json")
+    (tmp_path / "other.json").write_text(json.dumps(stored | {"base": {"name": "other", "digest": "00"}}))
+    with pytest.raises(ModelUnavailable, match="on base 'other'"):
+        import_lora(**files, out=tmp_path / "bad", card=tmp_path / "other.json")
+    assert not (tmp_path / "bad").exists()
+
+
 def test_one_lora_alone(base: Base, tmp_path: Path) -> None:
     folder = saved(trained(base, modalities=("fa",)), tmp_path / "run" / "best_checkpoint")
     export_lora(folder.parent, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "fa"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "card.json", "fa"]
     assert "alpha 6" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(ModelUnavailable, match="no LoRA 'cf'; it has fa"):
         export_lora(folder, tmp_path / "other", only="cf")
