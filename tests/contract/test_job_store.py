@@ -364,6 +364,7 @@ def test_the_queue_summary_counts_jobs_and_units(store: JobStore) -> None:
     assert store.queue_summary() == {
         Kind.TRAINING: QueueCounts(queued_jobs=1, active_jobs=0, waiting_units=1, running_units=0),
         Kind.GENERATION: QueueCounts(queued_jobs=1, active_jobs=1, waiting_units=4, running_units=1),
+        Kind.EVALUATION: QueueCounts(),
     }
 
 
@@ -371,7 +372,7 @@ def test_the_load_counts_everything_that_metrics_show(store: JobStore) -> None:
     empty = store.load()
     assert set(empty.jobs) == {(kind, state) for kind in Kind for state in JobState}
     assert not any(empty.jobs.values())
-    assert (empty.oldest_seconds, empty.workers) == ({Kind.TRAINING: 0.0, Kind.GENERATION: 0.0}, 0)
+    assert (empty.oldest_seconds, empty.workers) == (dict.fromkeys(Kind, 0.0), 0)
     model_id = trained_model(store)
     generation_job(store, model_id, parts=3)
     paused = generation_job(store, model_id, parts=7)
@@ -390,6 +391,8 @@ def test_the_load_counts_everything_that_metrics_show(store: JobStore) -> None:
         (Kind.TRAINING, UnitState.RUNNING): 0,
         (Kind.GENERATION, UnitState.QUEUED): 2,
         (Kind.GENERATION, UnitState.RUNNING): 1,
+        (Kind.EVALUATION, UnitState.QUEUED): 0,
+        (Kind.EVALUATION, UnitState.RUNNING): 0,
     }
     assert load.oldest_seconds[Kind.GENERATION] >= 0.05
     assert load.oldest_seconds[Kind.TRAINING] == 0.0
