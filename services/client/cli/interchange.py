@@ -71,7 +71,7 @@ def model_import(
     """Make a model folder of two LoRAs that other programs trained; `cffa generate` takes it as its own."""
     from cffa_core.recipes.interchange import import_lora
 
-    card = import_lora(
+    made = import_lora(
         cf=cf,
         fa=fa,
         base=base,
@@ -83,10 +83,10 @@ def model_import(
         models_dir=options.settings().models_dir,
     )
     if as_json:
-        print_json(card)
+        print_json(made)
     else:
-        settings = card["settings"]
-        row = (out, card["base"]["name"], settings["lora"]["rank"], settings["lora"]["alpha"], settings["resolution"])
+        settings = made["settings"]
+        row = (out, made["base"]["name"], settings["lora"]["rank"], settings["lora"]["alpha"], settings["resolution"])
         print_table(("model", "base", "rank", "alpha", "resolution"), [row])
 
 
