@@ -60,8 +60,8 @@ def _columns(report: AlignmentReport, score: str) -> Columns:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Four to eight round values between ``low`` and ``high``."""
-    rough = (high - low) / 5
+    """Four to nine round values between ``low`` and ``high``."""
+    rough = (high - low) / 8
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

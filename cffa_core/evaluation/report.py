@@ -144,11 +144,11 @@ def _json(value: Estimate | None) -> dict[str, Any] | None:
 
 
 def shown(value: Estimate | None) -> str:
-    """``0.56 [0.47, 0.64]``, with three significant digits where the value is small."""
+    """``0.56 [0.47, 0.64]``, with one digit more where all of it is small."""
     if value is None:
         return "-"
     size = max(abs(end) for end in (value.value, value.low, value.high) if end is not None)
-    digits = 4 if 0 < size < 0.05 else 2 if size < 10 else 1
+    digits = 3 if 0 < size < 0.05 else 2 if size < 10 else 1
 
     def text(number: float) -> str:
         return f"{round(number, digits) + 0.0:.{digits}f}"  # adding 0.0 takes the sign off a zero
