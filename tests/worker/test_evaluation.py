@@ -23,6 +23,9 @@ from services.worker.scratch import Scratch
 from tests.worker.scripted_child import Act
 from tests.worker.world import OWNER, World, child_pids, scripted
 
+# One installation for the whole file, also where tests are spread over processes.
+pytestmark = pytest.mark.xdist_group("evaluation jobs")
+
 PAIRS = 5
 
 
