@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from skimage.filters import apply_hysteresis_threshold, frangi
 from skimage.morphology import remove_small_objects
 
@@ -34,12 +35,10 @@ def frangi_vessels(cf: Bytes, valid: Mask) -> Mask:
     if not field.any():
         return field
     seen = valid.astype(np.float32)
-    green = cf[..., 1].astype(np.float32) / 255
+    green = np.asarray(cf[..., 1] / 255, dtype=np.float32)
     sigma = BACKGROUND_SIGMA * unit
-    weight = np.maximum(cv2.GaussianBlur(seen, (0, 0), sigma), 1e-3)
-    mean = cv2.GaussianBlur(green * seen, (0, 0), sigma) / weight
-    flat = np.where(valid, green - mean, 0)
-    spread = np.sqrt(cv2.GaussianBlur(flat * flat, (0, 0), 2 * sigma) / weight)
+    flat = np.where(valid, green - _local_mean(green, seen, sigma), 0).astype(np.float32)
+    spread = np.sqrt(_local_mean(flat * flat, seen, 2 * sigma))
     # Below 0.7 pixels a Gaussian is no scale any more but the noise of single pixels.
     scales = [max(0.7, scale * unit) for scale in SIGMAS]
     ridges = frangi(flat / np.maximum(spread, 1e-3), sigmas=scales, black_ridges=True)
@@ -67,6 +66,12 @@ def tile(image: Bytes, size: int) -> Bytes:
         return image.copy()
     small = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def _local_mean(image: NDArray[np.float32], seen: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Gaussian mean of what was seen: what was not, has no say."""
+    weight = np.maximum(cv2.GaussianBlur(seen, (0, 0), sigma), 1e-3)
+    return np.asarray(cv2.GaussianBlur(image * seen, (0, 0), sigma) / weight, dtype=np.float32)
 
 
 def _inside(valid: Mask, radius: int) -> Mask:
