@@ -5,7 +5,7 @@ StableDiffusionPipelines, each with its LoRA fused into a UNet of its own, B ima
 implementation's loop, batch 1, two UNets one after the other. All get the same weights and initial latents, what they
 draw is compared, and they run in turn in one process. With ``--compile`` also ours and (a) under torch.compile.
 
-    python -m benchmarks.sampler [--base FOLDER --device cuda --precision bf16 --channels-last --cuda-graph]
+    python -m benchmarks.sampler [--base FOLDER --device cuda --precision bf16 --cuda-graph]
 
 writes benchmarks/results/sampler.json. Goals: on a CPU not slower than (a) with half the UNet weights; on a GPU 1.5
 times as fast as (a) compiled.
@@ -30,7 +30,17 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import circumstances, in_turn, matrix_rate, seconds_of, shares, speedup, spread, weight_bytes
+from benchmarks.timing import (
+    CLOCKS,
+    circumstances,
+    in_turn,
+    matrix_rate,
+    seconds_of,
+    shares,
+    speedup,
+    spread,
+    weight_bytes,
+)
 from cffa_core import rng
 from cffa_core.diffusion.sampling import build_scheduler, draw_noise
 from cffa_core.jobs.spec import LoraSpec, SamplerSpec, TrainSettings
@@ -47,13 +57,10 @@ Arm = Callable[[], Pictures]
 def main() -> None:
     """Build the arms, compare what they draw, time them in turn, write the JSON."""
     options = _options()
-    result: dict[str, Any] = {"question": "how fast are pairs drawn?", **circumstances(options.device)}
+    result: dict[str, Any] = {"question": "how fast are pairs drawn?", **circumstances(options.device, options.clock)}
     base = load_base(options.base, device=options.device, dtype=options.precision)
-    if options.channels_last:
-        base.unet.to(memory_format=torch.channels_last)
     result["setting"] = {
-        name: getattr(options, name)
-        for name in ("resolution", "batch_size", "steps", "repeats", "device", "precision", "channels_last")
+        name: getattr(options, name) for name in ("resolution", "batch_size", "steps", "repeats", "device", "precision")
     } | {"base": base.name, "scheduler": "ddim", "guidance_scale": 1.0}
     spec = SamplerSpec(steps=options.steps)
     seeds = list(range(options.batch_size))
@@ -66,7 +73,7 @@ def main() -> None:
     arms: dict[str, Arm] = {
         OURS: lambda: _ours(sampler, seeds),
         STOCK: lambda: _stock(pipes, model, z, options),
-        FIRST: lambda: _first(base, {m: pipe.unet for m, pipe in pipes.items()}, model, z, spec),
+        FIRST: lambda: _first(base, pipes, model, z, spec),
     }
     if options.cuda_graph:
         graphed = PairSampler(_graphed(_model(base)), spec, options.resolution, options.batch_size)
@@ -76,7 +83,7 @@ def main() -> None:
     drawn = {name: arm() for name, arm in arms.items()}  # the first call also warms everything up
     others = [name for name in arms if name != OURS]
     result["largest_difference_to_ours"] = {name: _difference(drawn[OURS], drawn[name]) for name in others}
-    seconds = in_turn(arms, options.repeats, options.device)
+    seconds = in_turn(arms, options.repeats, options.device, options.clock)
     result["pairs_per_second"] = {name: spread([len(seeds) / s for s in found]) for name, found in seconds.items()}
     result["ours_is_faster_by"] = {name: speedup(seconds, OURS, name) for name in others}
     for name in arms:
@@ -87,7 +94,7 @@ def main() -> None:
     result["weight_bytes"] = {
         "unet": {OURS: weight_bytes(model.unet), STOCK: weight_bytes(*unets), FIRST: weight_bytes(*unets)},
         "of which the two LoRAs": sum(p.numel() * p.element_size() for p in model.lora.parameters()),
-        "vae and text encoder, in every arm": weight_bytes(base.vae, base.text_encoder),
+        "vae and text encoder, once": weight_bytes(base.vae, base.text_encoder),
     }
     result["forward"] = _forward(model, sampler, seeds, options)
     result["where_the_time_goes"] = {name: shares(arms[name], options.device) for name in (OURS, STOCK)}
@@ -106,8 +113,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="sampler steps")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", default="", choices=["", "blocks", "whole"], help="also under torch.compile")
-    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--cuda-graph", action="store_true", help="also ours as a CUDA graph")
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu: for a machine that others use too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -125,13 +132,16 @@ def _model(base: Base) -> DualUnet:
 
 def _pipeline(base: Base, model: DualUnet, modality: str, spec: SamplerSpec, folder: Path) -> Any:
     """The stock pipeline of one modality: its LoRA read by diffusers and fused into a UNet of its own."""
-    vae = base.vae if base.dtype == torch.float32 else copy.deepcopy(base.vae).to(base.dtype)
-    text = base.text_encoder if base.dtype == torch.float32 else copy.deepcopy(base.text_encoder).to(base.dtype)
+    # As loaded by diffusers: weights in its own memory layout, all parts in one precision.
+    unet, vae, text = (
+        copy.deepcopy(part).to(base.dtype, memory_format=torch.contiguous_format)
+        for part in (base.unet, base.vae, base.text_encoder)
+    )
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
         tokenizer=base.tokenizer,
-        unet=copy.deepcopy(base.unet),
+        unet=unet,
         scheduler=build_scheduler(spec.scheduler, base.scheduler_config, spec.steps),
         safety_checker=None,
         feature_extractor=None,
@@ -176,7 +186,7 @@ def _stock(pipes: dict[str, Any], model: DualUnet, z: dict[str, torch.Tensor], o
 
 @torch.no_grad()
 def _first(
-    base: Base, unets: dict[str, Any], model: DualUnet, z: dict[str, torch.Tensor], spec: SamplerSpec
+    base: Base, pipes: dict[str, Any], model: DualUnet, z: dict[str, torch.Tensor], spec: SamplerSpec
 ) -> Pictures:
     """One pair at a time; per step the CF's UNet, then the FA's. (It drew with DDPM; here with DDIM, as all do.)"""
     text = {m: base.encode_prompts([prompt]).to(base.dtype) for m, prompt in _prompts(model).items()}
@@ -186,10 +196,11 @@ def _first(
         schedulers = {m: build_scheduler(spec.scheduler, base.scheduler_config, spec.steps) for m in x}
         for t in schedulers["cf"].timesteps:
             for m, scheduler in schedulers.items():
-                said = unets[m](x[m].to(base.dtype), t, text[m]).sample.float()
+                said = pipes[m].unet(x[m].to(base.dtype), t, text[m]).sample.float()
                 x[m] = scheduler.step(said, t, x[m], return_dict=False)[0]
-        for m in x:
-            drawn[m].append(to_uint8(base.decode(x[m])[0]))
+        for m, pipe in pipes.items():
+            unscaled = (x[m] / base.scaling_factor + base.shift_factor).to(base.dtype)
+            drawn[m].append(to_uint8(pipe.vae.decode(unscaled).sample[0]))
     return drawn
 
 
@@ -227,7 +238,7 @@ def _add_compiled(
         f"{STOCK}, compiled": lambda: _stock(twins, model, z, options),
     }
     try:
-        took = {name: round(seconds_of(arm, options.device), 1) for name, arm in made.items()}
+        took = {name: round(seconds_of(arm, options.device, options.clock), 1) for name, arm in made.items()}
     except (TorchDynamoException, InductorError, RuntimeError) as error:
         return {"what": options.compile, "skipped": f"{type(error).__name__}: {str(error)[:300]}"}
     arms |= made
@@ -276,12 +287,15 @@ def _forward(model: DualUnet, sampler: PairSampler, seeds: list[int], options: a
     flops = counter.get_total_flops()
     plain, fixed = [], []
     for _ in range(max(3, options.repeats)):
-        plain.append(seconds_of(forward, options.device))
+        plain.append(seconds_of(forward, options.device, options.clock))
         with sampler.fixed_text.during_a_run():
             forward()
-            fixed.append(seconds_of(forward, options.device))
+            fixed.append(seconds_of(forward, options.device, options.clock))
     size = 8192 if options.device.startswith("cuda") else 2048
-    rate, plain_rate = flops / sorted(fixed)[len(fixed) // 2], matrix_rate(model.base.dtype, options.device, size)
+    rate, plain_rate = (
+        flops / sorted(fixed)[len(fixed) // 2],
+        matrix_rate(model.base.dtype, options.device, options.clock, size),
+    )
     return {
         "rows": len(rows),
         "tflop": round(flops / 1e12, 4),

@@ -30,18 +30,23 @@ KINDS = {
 }
 
 
-def circumstances(device: str) -> dict[str, Any]:
-    """Machine, versions, threads and how busy the machine was before the first measurement."""
+# On a machine that others use, the CPU time of a single thread says what an undisturbed core would have needed.
+CLOCKS = {"wall": "wall clock", "cpu": "CPU time of the process"}
+
+
+def circumstances(device: str, clock: str) -> dict[str, Any]:
+    """Machine, versions, threads, clock, and how busy the machine was before the first measurement."""
     gpu = {"gpu": torch.cuda.get_device_name()} if device.startswith("cuda") else {}
     return {
         "machine": machine() | gpu,
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
         "threads": torch.get_num_threads(),
+        "clock": CLOCKS[clock],
         "load_before": round(os.getloadavg()[0], 2),
     }
 
 
-def in_turn(arms: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
+def in_turn(arms: dict[str, Callable[[], Any]], repeats: int, device: str, clock: str) -> dict[str, list[float]]:
     """Seconds of each arm in each round."""
     names = list(arms)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -49,18 +54,19 @@ def in_turn(arms: dict[str, Callable[[], Any]], repeats: int, device: str) -> di
         start = number % len(names)
         for name in names[start:] + names[:start]:
             gc.collect()
-            seconds[name].append(seconds_of(arms[name], device))
+            seconds[name].append(seconds_of(arms[name], device, clock))
             print(f"round {number + 1}: {name} {seconds[name][-1]:.2f} s", flush=True)
     return seconds
 
 
-def seconds_of(work: Callable[[], Any], device: str) -> float:
+def seconds_of(work: Callable[[], Any], device: str, clock: str) -> float:
     """Seconds of one call, until the device has done it."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
     _wait(device)
-    began = time.perf_counter()
+    began = now()
     work()
     _wait(device)
-    return time.perf_counter() - began
+    return now() - began
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
@@ -83,11 +89,11 @@ def weight_bytes(*modules: Any) -> int:
     return sum(weight.untyped_storage().nbytes() for weight in held.values())
 
 
-def matrix_rate(dtype: torch.dtype, device: str, size: int) -> float:
+def matrix_rate(dtype: torch.dtype, device: str, clock: str, size: int) -> float:
     """Measured rate of one large matrix product in FLOP/s: the best of five."""
     a, b = (torch.randn(size, size, dtype=torch.float32).to(device, dtype) for _ in range(2))
     torch.mm(a, b)
-    return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(5))
+    return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b), device, clock) for _ in range(5))
 
 
 def shares(work: Callable[[], Any], device: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from benchmarks.timing import circumstances, in_turn, seconds_of, shares, speedup, spread, weight_bytes
+from benchmarks.timing import CLOCKS, circumstances, in_turn, seconds_of, shares, speedup, spread, weight_bytes
 from cffa_core import rng
 from cffa_core.data.pairs import load_pairs
 from cffa_core.data.phantom import write_phantoms
@@ -32,7 +33,6 @@ from cffa_core.diffusion.losses import ModalityLatents, pair_loss
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import TrainSettings
 from cffa_core.models.base import Base, load_base
-from cffa_core.models.lora import share_weights
 from cffa_core.models.sd15 import write_sd15
 from cffa_core.recipes.training_run import TrainingRun, learning_rate
 
@@ -65,13 +65,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="also say where the time of a step goes")
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu: for a machine that others use too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
 def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both arms on one base: the same steps, one after the other, in turn."""
-    result = circumstances(options.device)
+    result = circumstances(options.device, options.clock)
     base = load_base(write_sd15(work / ref) if ref == "sd15" else ref, device=options.device, dtype=options.precision)
     write_phantoms(work / "pairs", options.pairs, 1, options.resolution)
     pairs = load_pairs(work / "pairs", options.resolution)
@@ -80,7 +81,9 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     )
     context = FolderContext(work / "run")
     run = TrainingRun(settings, pairs, base, work / "run", context)
-    encoding = seconds_of(lambda: [run.train_latents.moments(i, Variant()) for i in range(len(pairs))], options.device)
+    encoding = seconds_of(
+        lambda: [run.train_latents.moments(i, Variant()) for i in range(len(pairs))], options.device, options.clock
+    )
     run.start()
     example = Example(run, base)
     steps = max(1, options.steps)
@@ -90,7 +93,7 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     }
     for arm in (run.train_step, example.train_step):
         arm()  # warm-up; its losses are compared too
-    seconds = in_turn(arms, options.repeats, options.device)
+    seconds = in_turn(arms, options.repeats, options.device, options.clock)
     ours = [values["loss"] for _, values in context.logged]
     gap = max(abs(a - b) / abs(a) for a, b in zip(ours, example.losses, strict=True))
     result |= {
@@ -120,12 +123,16 @@ class Example:
     """
 
     def __init__(self, run: TrainingRun, base: Base) -> None:
-        self.run, self.base, self.step = run, base, 0
+        def as_loaded(part: Any) -> Any:
+            """A copy in the memory layout in which diffusers loads it."""
+            return copy.deepcopy(part).to(memory_format=torch.contiguous_format)
+
+        self.run, self.step = run, 0
+        self.base = dataclasses.replace(base, vae=as_loaded(base.vae))
         self.losses: list[float] = []
         spec = run.settings.lora
         config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
-        # One UNet shares its weights with ours, to keep SD 1.5 within this machine; the example has two of its own.
-        self.unets = {"cf": share_weights(base.unet), "fa": copy.deepcopy(base.unet)}
+        self.unets = {m: as_loaded(base.unet) for m in run.model.modalities}
         own = dict(run.model.named_parameters())
         weights: list[torch.nn.Parameter] = []
         for m, unet in self.unets.items():
