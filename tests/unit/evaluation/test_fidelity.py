@@ -150,9 +150,9 @@ def assert_grows(scores: list[Score]) -> None:
 @pytest.mark.realdata
 def test_real_images_score_worse_when_they_are_damaged(real_crops: tuple[list[PairImages], list[str]]) -> None:
     pairs, eyes = real_crops
-    kept = {"none": features_of(pairs, eyes, CHANGES["none"][0])}
+    undamaged = features_of(pairs, eyes, CHANGES["none"][0])
     for kind in ("blur", "noise", "colour"):
-        series = [kept["none"], *(features_of(pairs, eyes, change) for change in CHANGES[kind])]
-        found = [fidelity(features, kept["none"])["kid"] for features in series]
+        series = [undamaged, features_of(pairs, eyes, CHANGES[kind][-1])]
+        found = [fidelity(features, undamaged)["kid"] for features in series]
         for space in SPACES:
             assert_grows([scores[space] for scores in found])
