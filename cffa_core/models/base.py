@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -171,7 +172,7 @@ def _weights(kind: Any, folder: Path, **options: Any) -> Any:
         model, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"{part} cannot be loaded: {error}; {again}") from error
     absent = sorted(report["missing_keys"])
     if absent:

@@ -92,11 +92,12 @@ def test_a_pickled_weight_file_is_not_taken(base_folder: Path, tmp_path: Path) -
         load_base(pickled)
 
 
-def test_a_truncated_weight_file_is_named(base_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_truncated_weight_file_is_named(base_folder: Path, tmp_path: Path, part: str) -> None:
     cut = shutil.copytree(base_folder, tmp_path / "cut")
-    weights = cut / "unet" / "diffusion_pytorch_model.safetensors"
+    (weights,) = (cut / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelUnavailable, match="unet of base 'cut'"):
+    with pytest.raises(ModelUnavailable, match=f"{part} of base 'cut'"):
         load_base(cut)
 
 
