@@ -95,7 +95,7 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
         arm()  # warm-up; its losses are compared too
     seconds = in_turn(arms, options.repeats, options.device, options.clock)
     ours = [values["loss"] for _, values in context.logged]
-    gap = max(abs(a - b) / abs(a) for a, b in zip(ours, example.losses, strict=True))
+    gaps = [float(f"{abs(a - b) / abs(a):.2g}") for a, b in zip(ours, example.losses, strict=True)]
     result |= {
         "setting": {
             name: getattr(options, name)
@@ -103,8 +103,7 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
         },
         "steps_per_second": {name: spread([steps / s for s in found]) for name, found in seconds.items()},
         "ours_is_faster_by": speedup(seconds, OURS, EXAMPLE),
-        "largest_relative_difference_of_a_loss": float(f"{gap:.2g}"),
-        "losses_compared": len(ours),
+        "relative_difference_of_the_losses": {"first": gaps[0], "largest": max(gaps), "compared": len(gaps)},
         "seconds_to_encode_a_pair_once": round(encoding / len(pairs), 3),
         "unet_weight_bytes": {OURS: weight_bytes(run.model.unet), EXAMPLE: weight_bytes(*example.unets.values())},
     }
