@@ -22,11 +22,9 @@ from torch import nn
 from cffa_core import rng
 from cffa_core.data import vessel_map
 from cffa_core.data.pairs import Pair
-from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.errors import CorruptArtifact, InvalidDataset, ModelUnavailable, Problem
-from cffa_core.jobs.spec import ControlNetSpec, Method, TrainSettings
+from cffa_core.jobs.spec import ControlNetSpec, Method
 from cffa_core.methods.method import PairMethod, Tensors
-from cffa_core.models.base import Base
 
 Vessels = Literal["frangi", "masks"]
 
@@ -37,16 +35,9 @@ class ControlNet(PairMethod):
     method = Method.CONTROLNET
     takes_structure = True
 
-    def __init__(
-        self,
-        base: Base,
-        settings: TrainSettings,
-        noise_rotation: NDArray[np.float64] | None = None,
-        step: int = 0,
-        lpips: Lpips | None = None,
-    ) -> None:
-        super().__init__(base, settings, noise_rotation, step, lpips)
-        self.spec = settings.controlnet or ControlNetSpec()
+    def set_up(self) -> None:
+        """Make the ControlNets."""
+        self.spec = self.settings.controlnet or ControlNetSpec()
         names = ("vessels", "tile") if self.spec.tile else ("vessels",)
         self.nets: dict[str, Any] = {name: self._new_net(name) for name in names}
 

@@ -6,12 +6,8 @@ the initial noise, tie them. Everything else is common to all methods (`method`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from cffa_core.jobs.spec import Method, NoiseMode
-from cffa_core.methods.method import PairMethod, Tensors
+from cffa_core.methods.method import PairMethod
 
 
 class DualUnet(PairMethod):
@@ -23,17 +19,3 @@ class DualUnet(PairMethod):
     def default_noise(self) -> NoiseMode:
         """Banded, where the training pairs gave rotations: it aligns best by far (docs/adr/0009)."""
         return "shared" if self.band_rotations is None else "banded"
-
-    def predict_noise(
-        self,
-        x: torch.Tensor,
-        timesteps: torch.Tensor,
-        text: torch.Tensor,
-        rows: Sequence[str],
-        structure: Tensors | None = None,
-    ) -> torch.Tensor:
-        """Each row with the low-rank update of its modality; see :meth:`PairMethod.predict_noise`."""
-        self.lora.set_rows(rows)
-        dtype = self.base.dtype
-        predicted: torch.Tensor = self.unet(x.to(dtype), timesteps, text.to(dtype), return_dict=False)[0]
-        return predicted.float()

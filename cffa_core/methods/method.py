@@ -8,7 +8,6 @@ here knows schedulers, data sets or jobs.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ MODEL_FORMAT = "cffa-model/1"
 Tensors = Mapping[str, torch.Tensor]
 
 
-class PairMethod(ABC):
+class PairMethod:
     """A base with what a method adds to it. The base itself is left as it was: weights are shared, modules are not.
 
     ``adapters`` names the LoRAs (one per modality, or one for all). ``lpips`` is needed to train with
@@ -66,6 +65,10 @@ class PairMethod(ABC):
         self.lora = attach_dual_lora(self.unet, settings.lora, self.adapters, rng.derive_seed(settings.seed, "lora"))
         if settings.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+        self.set_up()
+
+    def set_up(self) -> None:
+        """What a method adds to UNet and LoRA; called once, when both are there."""
 
     # --- what is denoised ---------------------------------------------------------------------------------------------
 
@@ -184,7 +187,6 @@ class PairMethod(ABC):
         """The branches' moments as those of ``cf`` and ``fa``, from which the noise rotation is measured."""
         return moments
 
-    @abstractmethod
     def predict_noise(
         self,
         x: torch.Tensor,
@@ -196,8 +198,12 @@ class PairMethod(ABC):
         """ONE forward of the base: ``x (R, C, h, w)``, ``timesteps () | (R,)``, ``text (R, 77, D)`` -> eps_hat float32.
 
         ``rows`` names each row's branch, e.g. ``("cf", "cf", "fa", "fa")``; with guidance the whole list stands twice.
-        ``structure[name] (R, 3, H, W)`` uint8 are the control images of each row.
+        Each row gets the LoRA of that name. ``structure[name] (R, 3, H, W)`` uint8 are the control images of each row.
         """
+        self.lora.set_rows(rows)
+        dtype = self.base.dtype
+        predicted: torch.Tensor = self.unet(x.to(dtype), timesteps, text.to(dtype), return_dict=False)[0]
+        return predicted.float()
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 

@@ -11,17 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.errors import ModelUnavailable
-from cffa_core.jobs.spec import Method, SharedAttentionSpec, TrainSettings
+from cffa_core.jobs.spec import Method, SharedAttentionSpec
 from cffa_core.methods.method import PairMethod, Tensors
-from cffa_core.models.base import Base
 from cffa_core.models.lora import DualLora
 
 
@@ -127,22 +123,15 @@ class SharedAttention(PairMethod):
 
     method = Method.SHARED_ATTENTION
 
-    def __init__(
-        self,
-        base: Base,
-        settings: TrainSettings,
-        noise_rotation: NDArray[np.float64] | None = None,
-        step: int = 0,
-        lpips: Lpips | None = None,
-    ) -> None:
-        super().__init__(base, settings, noise_rotation, step, lpips)
-        self.sharing = settings.shared_attention or SharedAttentionSpec()
+    def set_up(self) -> None:
+        """Put the processor into every self-attention."""
+        self.sharing = self.settings.shared_attention or SharedAttentionSpec()
         self.plan = MapPlan()
         side = self.sharing.max_resolution
         processor = SharedMapProcessor(self.plan, self.lora, math.inf if side is None else side**2)
         found = [m for name, m in self.unet.named_modules() if isinstance(m, Attention) and name.endswith(".attn1")]
         if not found:
-            raise ModelUnavailable(f"the UNet of base {base.name!r} has no self-attention that could be shared")
+            raise ModelUnavailable(f"the UNet of base {self.base.name!r} has no self-attention that could be shared")
         for attention in found:
             attention.set_processor(processor)
 
@@ -164,9 +153,6 @@ class SharedAttention(PairMethod):
         structure: Tensors | None = None,
     ) -> torch.Tensor:
         """All rows with the one LoRA, FA rows through their CF's maps; see :meth:`PairMethod.predict_noise`."""
-        self.lora.set_rows(["pair"] * len(rows))
         shared = in_step_range(timesteps.expand(len(rows)), self.sharing.step_range, self.schedule.steps)
         self.plan.set(map_sources(rows, shared), x.device)
-        dtype = self.base.dtype
-        predicted: torch.Tensor = self.unet(x.to(dtype), timesteps, text.to(dtype), return_dict=False)[0]
-        return predicted.float()
+        return super().predict_noise(x, timesteps, text, ["pair"] * len(rows))

@@ -7,21 +7,17 @@ the middle and stretched back (bicubic).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from cffa_core.diffusion.latents import Moments, View
 from cffa_core.diffusion.losses import ModalityLatents
-from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.errors import InvalidSpec, Problem
-from cffa_core.jobs.spec import Method, NoiseMode, SideBySideSpec, TrainSettings
-from cffa_core.methods.method import PairMethod, Tensors
-from cffa_core.models.base import Base
+from cffa_core.jobs.spec import Method, NoiseMode, SideBySideSpec
+from cffa_core.methods.method import PairMethod
 
 
 def halves(canvas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,17 +43,10 @@ class SideBySide(PairMethod):
 
     method = Method.SIDE_BY_SIDE
 
-    def __init__(
-        self,
-        base: Base,
-        settings: TrainSettings,
-        noise_rotation: NDArray[np.float64] | None = None,
-        step: int = 0,
-        lpips: Lpips | None = None,
-    ) -> None:
-        super().__init__(base, settings, noise_rotation, step, lpips)
-        self.squeezed = (settings.side_by_side or SideBySideSpec()).squeeze
-        self.noise_shape(settings.resolution)
+    def set_up(self) -> None:
+        """Say whether images are squeezed; refuses a resolution that the cut does not fit."""
+        self.squeezed = (self.settings.side_by_side or SideBySideSpec()).squeeze
+        self.noise_shape(self.settings.resolution)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -103,20 +92,6 @@ class SideBySide(PairMethod):
         canvas = moments["pair"]
         cut = zip(halves(canvas.mean), halves(canvas.logvar), halves(canvas.valid), strict=True)
         return {m: Moments(*half) for m, half in zip(("cf", "fa"), cut, strict=True)}
-
-    def predict_noise(
-        self,
-        x: torch.Tensor,
-        timesteps: torch.Tensor,
-        text: torch.Tensor,
-        rows: Sequence[str],
-        structure: Tensors | None = None,
-    ) -> torch.Tensor:
-        """Canvases ``(R, C, h, w)`` with the one LoRA; see :meth:`PairMethod.predict_noise`."""
-        self.lora.set_rows(rows)
-        dtype = self.base.dtype
-        predicted: torch.Tensor = self.unet(x.to(dtype), timesteps, text.to(dtype), return_dict=False)[0]
-        return predicted.float()
 
     def noise_shape(self, resolution: int) -> tuple[int, int, int]:
         """Shape ``(C, h, w)`` of one HALF of the canvas.

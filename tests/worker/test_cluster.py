@@ -237,6 +237,7 @@ def test_a_worker_takes_only_its_kinds(make: Make) -> None:
 
 def test_evaluations_are_woken_by_a_queue_of_their_own(make: Make) -> None:
     world = make()
+    assert world.store.take_turn(TURN, 600.0), "or the worker's first top-up might tell it"
     world.start_cluster_worker(worker_kinds="evaluation")
     world.wait_listening(1)
     sets = {name: world.add_unread_dataset().id for name in ("pairs_dataset_id", "reference_dataset_id")}

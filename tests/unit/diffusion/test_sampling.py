@@ -18,6 +18,7 @@ from cffa_core.models.base import Base
 
 SHAPE = (4, 8, 8)
 MIRROR = -np.eye(4)
+BANDS = np.stack([MIRROR] * 3 + [-MIRROR[::-1]] * 3)
 DETERMINISTIC = [kind for kind in Scheduler if kind is not Scheduler.DDPM]
 
 
@@ -111,11 +112,11 @@ def test_latents_are_never_clipped(base: Base, kind: Scheduler) -> None:
 
 @pytest.mark.parametrize("mode", get_args(NoiseMode))
 def test_noise_depends_on_seed_and_label_alone(mode: Any) -> None:
-    alone = draw_noise([11], SHAPE, ["cf", "fa"], mode, MIRROR, "step 3")
-    among = draw_noise([7, 8, 11, 9], SHAPE, ["cf", "fa"], mode, MIRROR, "step 3")
+    alone = draw_noise([11], SHAPE, ["cf", "fa"], mode, MIRROR, "step 3", BANDS)
+    among = draw_noise([7, 8, 11, 9], SHAPE, ["cf", "fa"], mode, MIRROR, "step 3", BANDS)
     assert torch.equal(among[[2, 6]], alone)
-    assert not torch.equal(draw_noise([11], SHAPE, ["cf", "fa"], mode, MIRROR, "step 4"), alone)
-    assert torch.equal(draw_noise([11], SHAPE, ["fa"], mode, MIRROR, "step 3"), alone[1:])
+    assert not torch.equal(draw_noise([11], SHAPE, ["cf", "fa"], mode, MIRROR, "step 4", BANDS), alone)
+    assert torch.equal(draw_noise([11], SHAPE, ["fa"], mode, MIRROR, "step 3", BANDS), alone[1:])
 
 
 def test_how_the_branches_noises_are_related() -> None:
@@ -134,7 +135,9 @@ def test_how_the_branches_noises_are_related() -> None:
 
 def test_rotated_without_a_rotation_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="no noise rotation"):
-        draw_noise([1], SHAPE, ["cf", "fa"], "rotated", None, "z0")
+        draw_noise([1], SHAPE, ["cf", "fa"], "rotated", None, "z0", BANDS)
+    with pytest.raises(InvalidSpec, match="no noise rotation"):
+        draw_noise([1], SHAPE, ["cf", "fa"], "banded", MIRROR, "z0")
 
 
 @pytest.mark.parametrize("kind", list(Scheduler))
