@@ -1,4 +1,4 @@
-"""Does the shared initial noise align the two branches? One trained model, drawn in five ways, one table.
+"""Does the shared initial noise align the two branches? Two trainings, drawn in eight ways, one table.
 
 Trains `dual_unet` twice on procedural pairs (timesteps drawn independently, and shared as in the first implementation),
 draws pairs in each arm, and scores them against held-out procedural pairs taken through the base's VAE (METHODS 8).
