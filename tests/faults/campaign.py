@@ -23,6 +23,7 @@ from cffa_core.rng import cpu_model
 if TYPE_CHECKING:
     from tests.faults.place import Place
 
+ROOT = Path(__file__).resolve().parents[2]
 REGRESSIONS = Path(__file__).with_name("regressions.json")
 FORMAT = "cffa-faults/1"
 ERROR_LENGTH = 400
@@ -76,7 +77,8 @@ def run_once(fault: Fault, seed: int, place: Place) -> Run:
     except pytest.skip.Exception as missing:
         return Run(fault.name, seed, time.monotonic() - began, {}, skipped=str(missing))
     except Exception as error:  # noqa: BLE001 - a campaign goes on; the failure is written down with its seed
-        text = f"{type(error).__name__}: {error}"[:ERROR_LENGTH]
+        # Paths in the results are those of the project, not of the machine.
+        text = f"{type(error).__name__}: {error}".replace(f"{ROOT}/", "")[:ERROR_LENGTH]
         return Run(fault.name, seed, time.monotonic() - began, {}, error=text, trace=traceback.format_exc())
     return Run(fault.name, seed, time.monotonic() - began, facts)
 
