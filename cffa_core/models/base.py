@@ -129,7 +129,7 @@ def load_base(
     if prediction != "epsilon":
         raise ModelUnavailable(f"base {name!r} predicts {prediction!r}; only bases that predict epsilon are supported")
     target, unet_dtype = torch.device(device), DTYPES[dtype] if isinstance(dtype, str) else dtype
-    with _quiet():
+    with quiet():
         tokenizer = _tokenizer(folder / "tokenizer")
         text_encoder = _weights(CLIPTextModel, folder / "text_encoder", dtype=torch.float32)
         vae = _weights(AutoencoderKL, folder / "vae", torch_dtype=torch.float32)
@@ -196,7 +196,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' loading bars off the terminal; the caller reports progress in its own words."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
-from cffa_core.models.base import Base
+from cffa_core.models.base import Base, quiet
 from cffa_core.models.interchange import LoraFile
 from cffa_core.models.lora import share_weights
 
@@ -44,7 +41,7 @@ def write_base(folder: Path, base: Base, unet: Any, card: str) -> None:
     """
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
     networks = {"text_encoder": base.text_encoder, "vae": base.vae, "unet": unet}
-    with _no_bar():
+    with quiet():
         for name, network in networks.items():
             network.save_pretrained(folder / name)
             index[name] = [type(network).__module__.split(".")[0], type(network).__name__]
@@ -62,15 +59,3 @@ def write_base(folder: Path, base: Base, unet: Any, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """Keep transformers' own bar off the terminal: what is written here takes a moment."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
