@@ -84,9 +84,11 @@ ARMS = (
     Arm("dual_unet, shared noise, t shared", "dual_unet, t shared", SHARED),
     Arm("dual_unet, rotated noise", "dual_unet", {"initial_noise": "rotated"}),
     Arm("dual_unet, independent noise (floor)", "dual_unet", {"initial_noise": "independent"}),
-    Arm("shared_attention", "shared_attention"),
+    Arm("shared_attention, shared noise", "shared_attention", SHARED),
+    Arm("shared_attention, banded noise", "shared_attention", {"initial_noise": "banded"}),
     Arm("side_by_side", "side_by_side"),
-    Arm("controlnet (structures of the held-out pairs)", "controlnet"),
+    Arm("controlnet, shared noise (structures of the held-out pairs)", "controlnet", SHARED),
+    Arm("controlnet, banded noise (structures of the held-out pairs)", "controlnet", {"initial_noise": "banded"}),
 )
 
 
@@ -103,6 +105,7 @@ def main() -> None:
         "sampler_steps": options.sampler_steps,
         "device": torch.cuda.get_device_name() if options.device != "cpu" else rng.cpu_model(),
         "threads": torch.get_num_threads(),
+        "clock": "CPU time of the process" if options.threads == 1 else "wall clock",
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "sets": {},
     }
@@ -136,6 +139,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--pairs", type=int, default=64, help="pairs per arm, and held-out procedural pairs; KID needs 50"
     )
+    parser.add_argument("--real-pairs", type=int, default=32, help="pairs per arm of the real part: alignment only")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -200,7 +204,7 @@ def _row(options: argparse.Namespace, name: str, arm: Arm, work: Path, train: Pa
     model = work / f"model-{_key(arm.model)}"
     pairs, report = work / f"pairs-{key}", work / f"report-{key}"
     _once(model, lambda folder: _train(options, name, arm.model, train, folder))
-    _once(pairs, lambda folder: _generate(options, arm, model / "best_checkpoint", held_out, folder))
+    _once(pairs, lambda folder: _generate(options, name, arm, model / "best_checkpoint", held_out, folder))
     _once(report, lambda folder: _evaluate(options, pairs / "parts" / "00000", held_out, train, folder))
     found = json.loads((report / "report.json").read_text(encoding="utf-8"))
     card = read_card(model / "best_checkpoint")
@@ -242,7 +246,7 @@ def _train(options: argparse.Namespace, name: str, model: str, data: Path, folde
 
     def on_progress(stage: str, current: int, total: int) -> None:
         if stage == "training":
-            ticks.append(time.perf_counter())
+            ticks.append(_clock(options))
         _progress(f"{name} {model}: {stage}", current, total)
 
     run_training(
@@ -254,12 +258,13 @@ def _train(options: argparse.Namespace, name: str, model: str, data: Path, folde
     (folder / "pace.json").write_text(json.dumps({"seconds": seconds, "load": os.getloadavg()[0]}), encoding="utf-8")
 
 
-def _generate(options: argparse.Namespace, arm: Arm, model: Path, held_out: Path, folder: Path) -> None:
+def _generate(options: argparse.Namespace, name: str, arm: Arm, model: Path, held_out: Path, folder: Path) -> None:
     conditional = arm.model == "controlnet"
+    count = options.real_pairs if name == "real" else options.pairs
     settings = GenerateSettings(
-        count=options.pairs,
+        count=count,
         resolution=options.resolution,
-        part_size=options.pairs,
+        part_size=count,
         precision=options.precision,
         sampler=SamplerSpec(steps=options.sampler_steps, **arm.sampler),
         structures="dataset" if conditional else None,
@@ -268,9 +273,9 @@ def _generate(options: argparse.Namespace, arm: Arm, model: Path, held_out: Path
     sampler = load_sampler(settings, model, options.base, options.device)
     structures = structures_for(settings, sampler.model, held_out if conditional else None)
     context = FolderContext(folder, lambda stage, current, total: _progress(f"{arm.name}: {stage}", current, total))
-    began = time.perf_counter()
+    began = _clock(options)
     generate_part(sampler, settings, 0, folder / "parts" / "00000", context, structures)
-    seconds = (time.perf_counter() - began) / options.pairs
+    seconds = (_clock(options) - began) / count
     (folder / "pace.json").write_text(json.dumps({"seconds": seconds, "load": os.getloadavg()[0]}), encoding="utf-8")
 
 
@@ -278,6 +283,11 @@ def _evaluate(options: argparse.Namespace, pairs: Path, held_out: Path, train: P
     evaluate_pairs(
         pairs, reference=held_out, train=train, base=options.base, out=folder, seed=options.seed, device=options.device
     )
+
+
+def _clock(options: argparse.Namespace) -> float:
+    """Seconds. One thread is timed by the CPU it had, which other work on the machine does not change."""
+    return time.process_time() if options.threads == 1 else time.perf_counter()
 
 
 def _once(folder: Path, make: Callable[[Path], object]) -> None:
