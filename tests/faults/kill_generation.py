@@ -19,7 +19,7 @@ from cffa_core.recipes.archive import merge_archives, verify_archive, write_part
 from cffa_core.recipes.generate import generate_part, load_sampler
 from cffa_core.storage.manifest import publish_folder
 from tests.faults.campaign import Facts, Fault
-from tests.faults.killing import KILLS, assert_nothing_unrecorded, kill_at_random, one_thread, train_directly, world_for
+from tests.faults.killing import assert_nothing_unrecorded, kill_at_random, one_thread, train_directly, world_for
 from tests.faults.place import Place
 from tests.faults.worlds import FaultWorld
 from tests.worker.world import OWNER, SIDE
@@ -55,7 +55,7 @@ def scenario(seed: int, place: Place) -> Facts:
         job = world.post(spec)
         kills = kill_at_random(world, job, dice, lambda: world.job(job.id).counts.generated, PAIRS // 2)
         finished = world.assert_succeeded(job.id)
-        assert kills == KILLS
+        assert kills > 0
         repeated = _compare(world, finished, _reference(place, finished, model))
         assert repeated <= kills, f"{repeated} units were repeated after {kills} kills"
         assert_nothing_unrecorded(world, job)

@@ -56,6 +56,8 @@ def kill_at_random(
 ) -> int:
     """Run ``job`` to its end with a worker that is restarted when killed; returns how many kills it took.
 
+    They are fewer than :data:`KILLS` if the job ended before the last of them, as it may on a busy machine.
+
     A kill comes a random moment after ``mark()``, what the record counts as done, has passed a random value below
     ``last``; ``on_kill`` is called after each. At least one kill is of the child alone and one of the worker.
     """
@@ -66,6 +68,8 @@ def kill_at_random(
     for target, point in zip(targets, points, strict=True):
         world.wait(lambda point=point: mark() >= point or over(world, job), PATIENCE, f"mark {point}")
         time.sleep(dice.uniform(0, 0.1))
+        # After a kill of the worker the next child needs a while; a kill that hits nobody would be none.
+        world.wait(lambda worker=worker: bool(child_pids(worker.pid)) or over(world, job), PATIENCE, "a child")
         if over(world, job):
             break
         victims = child_pids(worker.pid) if target == "child" else [worker.pid]
