@@ -41,7 +41,7 @@ cut_from_lock() {
 }
 
 command_line=(httpx rich typer)
-web=(fastapi python-multipart uvicorn)
+web=(fastapi limits python-multipart uvicorn)
 models=(accelerate diffusers peft prdc safetensors scikit-image scipy torch torchmetrics transformers)
 monitor=$(grep -o 'flower[^"]*' pyproject.toml)
 

@@ -1,73 +1,64 @@
-"""Tables of the record, for SQLite and PostgreSQL, and the database's clock.
+"""Tables of the record: jobs, units, their history, data sets and models, workers; for SQLite and PostgreSQL.
 
 Times are seconds since 1970 (UTC) as the DATABASE sees them, never a caller's clock. Nothing here runs a statement;
-``migrations`` brings a database to this schema and a test compares the two.
+``migrations`` brings a database to this schema and a test compares the two. ``service_tables`` holds the others.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
-METADATA = sa.MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
-)
+from cffa_core.jobs import service_tables
+from cffa_core.jobs.table_types import METADATA, Big, Json, Seconds, clock
 
-_Json = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-_Seconds: sa.Double[float] = sa.Double()
-_Big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-
-
-class clock(FunctionElement[float]):
-    """The database's time in seconds since 1970, moving on inside a transaction."""
-
-    type = sa.Double()
-    inherit_cache = True
-
-
-@compiles(clock, "sqlite")
-def _sqlite_clock(element: clock, compiler: SQLCompiler, **kwargs: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(clock, "postgresql")
-def _postgresql_clock(element: clock, compiler: SQLCompiler, **kwargs: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
-
+__all__ = [
+    "METADATA",
+    "QUEUE",
+    "checkpoints",
+    "clock",
+    "datasets",
+    "events",
+    "idempotency",
+    "jobs",
+    "metrics",
+    "models",
+    "owners",
+    "service_tables",
+    "turns",
+    "units",
+    "workers",
+]
 
 jobs = sa.Table(
     "jobs",
     METADATA,
-    sa.Column("number", _Big, primary_key=True, autoincrement=True, comment="order of arrival"),
+    sa.Column("number", Big, primary_key=True, autoincrement=True, comment="order of arrival"),
     sa.Column("id", sa.String(40), nullable=False, unique=True),
     sa.Column("owner", sa.String(200), nullable=False),
     sa.Column("kind", sa.String(40), nullable=False),
-    sa.Column("spec", _Json, nullable=False),
+    sa.Column("spec", Json, nullable=False),
     sa.Column("spec_version", sa.Integer, nullable=False),
     sa.Column("state", sa.String(20), nullable=False),
     sa.Column("version", sa.Integer, nullable=False, comment="rises with every change; the ETag"),
     sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("created_at", _Seconds, nullable=False),
-    sa.Column("entered", _Json, nullable=False, comment="state -> time it was last entered"),
+    sa.Column("created_at", Seconds, nullable=False),
+    sa.Column("entered", Json, nullable=False, comment="state -> time it was last entered"),
     sa.Column("last_seq", sa.Integer, nullable=False, comment="seq of the newest event"),
     sa.Column("requested", sa.Integer, nullable=False),
     sa.Column("generated", sa.Integer, nullable=False),
-    sa.Column("busy_seconds", _Seconds, nullable=False, comment="time that training or committed parts took"),
+    sa.Column("accepted", sa.Integer, nullable=False, server_default="0", comment="slots of a gate that are filled"),
+    sa.Column("rejected", sa.Integer, nullable=False, server_default="0", comment="pairs that a gate refused"),
+    sa.Column("exhausted", sa.Integer, nullable=False, server_default="0", comment="slots given up after max_tries"),
+    sa.Column("busy_seconds", Seconds, nullable=False, comment="time that training or committed parts took"),
     sa.Column("reason", sa.Text),
-    sa.Column("error", _Json),
-    sa.Column("result", _Json),
+    sa.Column("error", Json),
+    sa.Column("result", Json),
     sa.Column("numerics_key", sa.Text),
     sa.Column("waiting", sa.Integer, nullable=False, server_default="0", comment="units that may be claimed now"),
+    sa.Column("deadline_at", Seconds, comment="a job that is not over by then fails"),
+    sa.Column("retention_seconds", Seconds, comment="how long products are kept once the job is over; NULL: for ever"),
+    sa.Column("expires_at", Seconds, comment="when the products are removed"),
+    sa.Column("wishes", Json, comment="what a running training was asked for and has not done: checkpoint, sample"),
     sa.Index("ix_jobs_owner_number", "owner", "number"),
     sa.Index("ix_jobs_state_kind", "state", "kind"),
     # The queue: small whatever the number of jobs that are over.
@@ -79,6 +70,19 @@ jobs = sa.Table(
         "number",
         sqlite_where=sa.text("waiting > 0"),
         postgresql_where=sa.text("waiting > 0"),
+    ),
+    # What the sweep asks for: few rows, however many jobs there are.
+    sa.Index(
+        "ix_jobs_deadline_at",
+        "deadline_at",
+        sqlite_where=sa.text("deadline_at IS NOT NULL"),
+        postgresql_where=sa.text("deadline_at IS NOT NULL"),
+    ),
+    sa.Index(
+        "ix_jobs_expires_at",
+        "expires_at",
+        sqlite_where=sa.text("expires_at IS NOT NULL"),
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
     ),
     sa.Index(
         "ix_jobs_measured",
@@ -103,21 +107,21 @@ units = sa.Table(
     sa.Column("state", sa.String(20), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False, comment="rises at every claim and is never reset"),
     sa.Column("worker_id", sa.String(200)),
-    sa.Column("lease_expires_at", _Seconds),
+    sa.Column("lease_expires_at", Seconds),
     sa.Column("crashes", sa.Integer, nullable=False, comment="in a row without progress"),
     sa.Column("crashes_since_result", sa.Integer, nullable=False, comment="since the last checkpoint"),
     sa.Column("expiries", sa.Integer, nullable=False, comment="lost workers in a row without progress"),
-    sa.Column("claimed_at", _Seconds),
-    sa.Column("finished_at", _Seconds),
+    sa.Column("claimed_at", Seconds),
+    sa.Column("finished_at", Seconds),
     sa.Column("stage", sa.String(80)),
     sa.Column("current", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
     sa.Column("pace_from", sa.Integer, nullable=False, comment="`current` when this stage was first reported"),
-    sa.Column("pace_since", _Seconds, comment="time of that report"),
-    sa.Column("reported_at", _Seconds, comment="time of the newest report"),
-    sa.Column("stored", _Json),
-    sa.Column("info", _Json),
-    sa.Column("queued_at", _Seconds, comment="since when it waits, or waited, for this attempt"),
+    sa.Column("pace_since", Seconds, comment="time of that report"),
+    sa.Column("reported_at", Seconds, comment="time of the newest report"),
+    sa.Column("stored", Json),
+    sa.Column("info", Json),
+    sa.Column("queued_at", Seconds, comment="since when it waits, or waited, for this attempt"),
     sa.UniqueConstraint("job_id", "kind", "idx"),
     sa.Index("ix_units_job_id_state_idx", "job_id", "state", "idx"),
     sa.Index("ix_units_state_lease_expires_at", "state", "lease_expires_at"),
@@ -127,7 +131,7 @@ owners = sa.Table(
     "owners",
     METADATA,
     sa.Column("owner", sa.String(200), primary_key=True),
-    sa.Column("served_turn", _Big, nullable=False, comment="rises at every claim; the smallest is served next"),
+    sa.Column("served_turn", Big, nullable=False, comment="rises at every claim; the smallest is served next"),
     sa.Index("ix_owners_served_turn_owner", "served_turn", "owner"),
 )
 
@@ -136,9 +140,9 @@ events = sa.Table(
     METADATA,
     sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("at", _Seconds, nullable=False),
+    sa.Column("at", Seconds, nullable=False),
     sa.Column("type", sa.String(40), nullable=False),
-    sa.Column("data", _Json, nullable=False),
+    sa.Column("data", Json, nullable=False),
 )
 
 metrics = sa.Table(
@@ -156,8 +160,8 @@ checkpoints = sa.Table(
     sa.Column("unit_id", sa.String(40), sa.ForeignKey("units.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("step", sa.Integer, primary_key=True),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("stored", _Json, nullable=False),
-    sa.Column("created_at", _Seconds, nullable=False),
+    sa.Column("stored", Json, nullable=False),
+    sa.Column("created_at", Seconds, nullable=False),
 )
 
 idempotency = sa.Table(
@@ -172,15 +176,18 @@ idempotency = sa.Table(
 datasets = sa.Table(
     "datasets",
     METADATA,
-    sa.Column("number", _Big, primary_key=True, autoincrement=True),
+    sa.Column("number", Big, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(40), nullable=False, unique=True),
     sa.Column("owner", sa.String(200), nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("pairs", sa.Integer, nullable=False),
-    sa.Column("report", _Json, nullable=False),
-    sa.Column("stored", _Json, nullable=False),
-    sa.Column("created_at", _Seconds, nullable=False),
+    sa.Column("report", Json, nullable=False),
+    sa.Column("stored", Json, nullable=False),
+    sa.Column("created_at", Seconds, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("parent_id", sa.String(40), comment="the version that this one was made from"),
+    sa.Column("split", Json, comment="train, validation, test -> names of pairs; by eye"),
     sa.Index("ix_datasets_owner_number", "owner", "number"),
     sqlite_autoincrement=True,
 )
@@ -188,14 +195,14 @@ datasets = sa.Table(
 models = sa.Table(
     "models",
     METADATA,
-    sa.Column("number", _Big, primary_key=True, autoincrement=True),
+    sa.Column("number", Big, primary_key=True, autoincrement=True),
     sa.Column("id", sa.String(40), nullable=False, unique=True),
     sa.Column("owner", sa.String(200), nullable=False),
     sa.Column("job_id", sa.String(40), nullable=False, unique=True, comment="outlives its job: no foreign key"),
     sa.Column("digest", sa.String(64), nullable=False),
-    sa.Column("card", _Json, nullable=False),
-    sa.Column("stored", _Json, nullable=False),
-    sa.Column("created_at", _Seconds, nullable=False),
+    sa.Column("card", Json, nullable=False),
+    sa.Column("stored", Json, nullable=False),
+    sa.Column("created_at", Seconds, nullable=False),
     sa.Index("ix_models_owner_number", "owner", "number"),
     sqlite_autoincrement=True,
 )
@@ -204,14 +211,14 @@ workers = sa.Table(
     "workers",
     METADATA,
     sa.Column("id", sa.String(200), primary_key=True),
-    sa.Column("info", _Json, nullable=False),
-    sa.Column("started_at", _Seconds, nullable=False),
-    sa.Column("seen_at", _Seconds, nullable=False),
+    sa.Column("info", Json, nullable=False),
+    sa.Column("started_at", Seconds, nullable=False),
+    sa.Column("seen_at", Seconds, nullable=False),
 )
 
 turns = sa.Table(
     "turns",
     METADATA,
     sa.Column("name", sa.String(80), primary_key=True, comment="of something that one process at a time does"),
-    sa.Column("taken_at", _Seconds, nullable=False),
+    sa.Column("taken_at", Seconds, nullable=False),
 )
