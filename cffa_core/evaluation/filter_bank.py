@@ -13,10 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cffa_core.data import ridges
 from cffa_core.data.contracts import Bytes, Mask, PairImages
-from cffa_core.evaluation import ridges
+from cffa_core.data.ridges import Map, interior
 from cffa_core.evaluation.bootstrap import Values
-from cffa_core.evaluation.ridges import Map, interior
 
 SIDE = 512  # images are brought to this longer side, so that scales mean the same in every set
 LEVELS = 6

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from scipy import fft
 
 from cffa_core.data.contracts import Bytes, Mask, PairImages
+from cffa_core.data.ridges import interior
 from cffa_core.evaluation.bootstrap import Score, estimate
-from cffa_core.evaluation.ridges import interior
 
 SIDE = 64
 MAX_SHIFT = 6  # cells of 64: 9 % of the side

@@ -15,7 +15,7 @@ from skimage.morphology import skeletonize
 from skimage.registration import phase_cross_correlation
 
 from cffa_core.data.contracts import Bytes, Mask, PairImages
-from cffa_core.evaluation.ridges import Map, filled, interior, ridge_map, unit_of, vessels
+from cffa_core.data.ridges import Map, filled, interior, ridge_map, unit_of, vessels
 
 MAX_SIDE = 1024  # larger images are scored at this side
 MIN_COMMON = 0.02  # of the grid; below this a pair shares too little to be scored

@@ -17,11 +17,11 @@ import torch
 
 from cffa_core.data.contracts import Bytes, PairImages
 from cffa_core.data.ingest import open_pairs
+from cffa_core.data.ridges import vessels
 from cffa_core.evaluation import figure
 from cffa_core.evaluation.alignment import score_set
 from cffa_core.evaluation.bootstrap import Estimate, estimate
 from cffa_core.evaluation.report import AlignmentReport, Subject, VaeCeiling
-from cffa_core.evaluation.ridges import vessels
 from cffa_core.evaluation.scores import dice, pair_features
 from cffa_core.models.base import Base, load_base
 from cffa_core.rng import derive_seed

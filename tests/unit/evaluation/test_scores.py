@@ -11,7 +11,7 @@ from scipy.ndimage import shift as move
 from skimage.feature import hessian_matrix, hessian_matrix_eigvals
 
 from cffa_core.data.contracts import PairImages
-from cffa_core.evaluation.ridges import filled, interior, ridge_map, vessels
+from cffa_core.data.ridges import filled, interior, ridge_map, vessels
 from cffa_core.evaluation.scores import (
     HIGHER_IS_BETTER,
     SCORES,
