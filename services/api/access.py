@@ -21,6 +21,7 @@ from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
 from services.api.delivery import Delivery
 from services.api.problems import Unauthorized
+from services.api.watching import Watches
 
 LOCAL_OWNER = "local"
 CHECKS_AT_ONCE = 2
@@ -31,7 +32,8 @@ class Backend:
     """Opened once per process. ``delivery`` wakes workers; it does nothing where they poll.
 
     ``checks`` bounds how many uploads are checked at a time: that is heavy, and the other routes need their threads.
-    ``stopping`` is set when the server begins to shut down, so that long answers end.
+    ``stopping`` is set when the server begins to shut down, so that long answers end. ``watches`` are the jobs that
+    requests wait for.
     """
 
     settings: Settings
@@ -40,6 +42,7 @@ class Backend:
     delivery: Delivery
     checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
     stopping: threading.Event = field(default_factory=threading.Event)
+    watches: Watches = field(default_factory=Watches)
 
 
 def backend(request: Request) -> Backend:

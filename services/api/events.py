@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -19,10 +18,9 @@ from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.problems import Answers, documented
 from services.api.product_schemas import CheckpointList, CheckpointView, MetricList, MetricPoint
 from services.api.schemas import EventList, EventView
+from services.api.watching import PAGE
 
-WATCH_SECONDS = 0.25
 PING_SECONDS = 15.0
-PAGE = 100
 EVENT_STREAM = "text/event-stream"
 router = APIRouter()
 _ANSWERS: Answers = {
@@ -70,27 +68,36 @@ async def list_events(
 
 
 async def _stream(backend: Backend, owner: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Replay, then follow. The state is read before the events, so that none is missed when the job ends."""
+    """Replay from the record, then follow the job together with all who watch it."""
     said = time.monotonic()
-    while not backend.stopping.is_set():
-        try:
-            job = await run_in_threadpool(backend.store.get_job, owner, job_id)
-            events = await run_in_threadpool(backend.store.events, owner, job_id, after, PAGE)
-        except NotFound:  # deleted while somebody watched
-            return
-        for event in events:
-            yield _message(event)
-            after = event.seq
-        if len(events) == PAGE:
-            continue
-        if job.state in TERMINAL:
-            return
-        if events:
-            said = time.monotonic()
-        elif time.monotonic() - said > PING_SECONDS:
-            said = time.monotonic()
-            yield KEEPALIVE_COMMENT
-        await asyncio.sleep(WATCH_SECONDS)
+    try:
+        replayed = PAGE
+        while replayed == PAGE and not backend.stopping.is_set():
+            missed = await run_in_threadpool(backend.store.events, owner, job_id, after, PAGE)
+            for event in missed:
+                yield _message(event)
+                after = event.seq
+            replayed = len(missed)
+        with backend.watches.of(backend.store, owner, job_id) as watch:
+            while not backend.stopping.is_set():
+                watch.follow(after)
+                look = await watch.next()
+                found = look.after(after)
+                whole = found is not None and not look.more
+                if found is None:  # what this stream has seen ends before what the watch has kept
+                    found = await run_in_threadpool(backend.store.events, owner, job_id, after, PAGE)
+                for event in found:
+                    yield _message(event)
+                    after = event.seq
+                if whole and look.job.state in TERMINAL:
+                    return
+                if found:
+                    said = time.monotonic()
+                elif time.monotonic() - said > PING_SECONDS:
+                    said = time.monotonic()
+                    yield KEEPALIVE_COMMENT
+    except NotFound:  # deleted while somebody watched
+        return
 
 
 def _message(event: Event) -> bytes:

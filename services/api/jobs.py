@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -24,7 +24,6 @@ from services.api.ranges import etag_matches
 from services.api.schemas import EvaluationJobRequest, GenerationJobRequest, JobList, JobView, TrainingJobRequest
 
 LONGEST_WAIT = 30
-WATCH_SECONDS = 0.25
 router = APIRouter(tags=["jobs"])
 _NOT_CHANGED: Answers = {304: {"description": "Not changed since the version named in If-None-Match."}}
 _log = logging.getLogger("cffa.api")
@@ -123,19 +122,19 @@ async def get_job(
 ) -> Response:
     """The job, with an ETag. `wait` holds the answer until the job changes: from the version in If-None-Match, or
     from the current one if there is no such header (then a finished job answers at once)."""
-    end = time.monotonic() + wait
     job = await run_in_threadpool(backend.store.get_job, owner, job_id)
-    first = _etag(job)
-    while not backend.stopping.is_set():
+    now = _etag(job)
+
+    def changed(job: Job) -> bool:
         if if_none_match is None:
-            changed = job.state in TERMINAL or _etag(job) != first
-        else:
-            changed = not etag_matches(if_none_match, _etag(job))
-        left = end - time.monotonic()
-        if changed or left <= 0:
-            break
-        await asyncio.sleep(min(WATCH_SECONDS, left))
-        job = await run_in_threadpool(backend.store.get_job, owner, job_id)
+            return job.state in TERMINAL or _etag(job) != now
+        return not etag_matches(if_none_match, _etag(job))
+
+    if wait and not changed(job):
+        with backend.watches.of(backend.store, owner, job_id) as watch, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                while not backend.stopping.is_set() and not changed(job):
+                    job = (await watch.next()).job
     if etag_matches(if_none_match, _etag(job)):
         return Response(status_code=304, headers=_headers(job))
     return _answer(job)
