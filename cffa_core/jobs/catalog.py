@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cffa_core.errors import Conflict, NotFound
+from cffa_core.jobs import dataset_rows
 from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, WorkerRecord
 from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
 from cffa_core.jobs.schema import checkpoints, clock, datasets, models, turns, units, workers
@@ -24,8 +25,12 @@ def add_dataset(
     pairs: int,
     report: dict[str, Any],
     stored: StoredFiles,
+    parent_id: str | None = None,
+    split: dict[str, list[str]] | None = None,
 ) -> Dataset:
     """See :meth:`JobStore.add_dataset`."""
+    # The parent's row is held, so that its files are not removed before this one names them too.
+    version = 1 if parent_id is None else dataset_rows.lock(connection, owner, parent_id).version + 1
     row = datasets.insert().values(
         id=dataset_id,
         owner=owner,
@@ -35,6 +40,9 @@ def add_dataset(
         report=report,
         stored=stored_to_json(stored),
         created_at=clock(),
+        version=version,
+        parent_id=parent_id,
+        split=split,
     )
     try:
         connection.execute(row)

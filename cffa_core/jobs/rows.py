@@ -63,6 +63,9 @@ def dataset_of(row: sa.Row[Any]) -> Dataset:
         report=row.report,
         stored=stored_from_json(row.stored),
         created_at=moment(row.created_at),
+        version=row.version,
+        parent_id=row.parent_id,
+        split=row.split,
     )
 
 

@@ -15,6 +15,8 @@ from typing import BinaryIO, Protocol
 from cffa_core.errors import NotFound
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\/]")
+DATASETS_PREFIX = "datasets/"
+UPLOADS_PREFIX = "uploads/"
 _SEGMENT_BYTES = 240
 _KEY_BYTES = 1024
 
@@ -92,7 +94,12 @@ def key_segments(key: str) -> list[str]:
 
 def dataset_key(dataset_id: str, name: str) -> str:
     """Key of one file of a checked data set, e.g. ``cf/m024.png``."""
-    return f"datasets/{dataset_id}/{name}"
+    return f"{DATASETS_PREFIX}{dataset_id}/{name}"
+
+
+def upload_key(upload_id: str, number: int) -> str:
+    """Key under which a file of an upload arrives: by its number, never by the name that its owner gave it."""
+    return f"{UPLOADS_PREFIX}{upload_id}/f{number:05d}"
 
 
 def part_key(job_id: str, part: int, attempt: int, name: str) -> str:
