@@ -66,10 +66,28 @@ class Conflict(CffaError):
     code = "conflict"
 
 
+class QuotaExceeded(CffaError):
+    """The owner has as much as they may have; deleting something, or an admin, makes room."""
+
+    code = "quota_exceeded"
+
+
+class TooManyActiveJobs(QuotaExceeded):
+    """The owner has as many unfinished jobs as they may have; there is room once one of them is over."""
+
+    retryable = True
+
+
 class Gone(CffaError):
     """The artefact existed and was removed by retention."""
 
     code = "gone"
+
+
+class Expired(Gone):
+    """A job is over for longer than its products were to be kept; what remains is its history."""
+
+    code = "expired"
 
 
 class LeaseLost(CffaError):
@@ -101,6 +119,12 @@ class RecordOutdated(StorageUnavailable):
     """The record's schema is older than this version needs; whoever runs the service must set it up."""
 
     code = "record_outdated"
+
+
+class VersionTooOld(StorageUnavailable):
+    """This process is older than what it read from the record; it is to be replaced, and one that is newer answers."""
+
+    code = "version_too_old"
 
 
 class ModelUnavailable(CffaError):

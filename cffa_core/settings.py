@@ -45,8 +45,26 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
 
     bootstrap_key: SecretStr = Field(
-        default=SecretStr(""), description="The key that API clients of a cluster send as a bearer token."
+        default=SecretStr(""), description="A first key of scope admin, of the account `admin`; empty: none."
     )
+    key_secret: SecretStr = Field(
+        default=SecretStr(""), description="Under which API keys are kept; empty (embedded): one kept inside `home`."
+    )
+    require_keys: bool = Field(default=False, description="Ask for keys in embedded mode too.")
+    rate_limit_per_minute: int = Field(
+        default_factory=lambda earlier: 15_000 if earlier.get("mode") == "cluster" else 0,
+        ge=0,
+        description="Requests of one key per minute; 0 means no limit.",
+    )
+    posts_per_minute: int = Field(
+        default_factory=lambda earlier: 3_000 if earlier.get("mode") == "cluster" else 0,
+        ge=0,
+        description="Of these, requests that change something; 0 means no limit.",
+    )
+    quota_active_jobs: int = Field(default=0, ge=0, description="Unfinished jobs of one owner; 0 means no limit.")
+    quota_pairs: int = Field(default=0, ge=0, description="Pairs in kept generation jobs of one owner; 0: no limit.")
+    quota_bytes: int = Field(default=0, ge=0, description="Stored bytes of one owner; 0 means no limit.")
+    audit_days: float = Field(default=365.0, gt=0, description="How long the audit log is kept.")
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Port of a worker's own /metrics; 0 means none (the API has a route)."
     )
@@ -81,6 +99,40 @@ class Settings(BaseSettings):
     max_crashes: int = Field(default=3, ge=1, description="Child crashes in a row without progress.")
     max_expiries: int = Field(default=10, ge=1, description="Lease expiries in a row without progress.")
 
+    retention_days: float = Field(
+        default=0.0,
+        ge=0,
+        le=36_500,
+        description="Products of a job are kept so long once it is over; 0 means for ever.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Lines for people, or one JSON object each."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otel_endpoint: str = Field(
+        default="", description="http(s) address of an OpenTelemetry collector (OTLP over HTTP); empty: no tracing."
+    )
+
+    webhook_allow_http: bool = Field(default=False, description="Let web hooks have http addresses besides https.")
+    webhook_ports: str = Field(default="80,443,1024-65535", description="Ports that web hooks are sent to.")
+    webhook_allow_networks: str = Field(
+        default="", description="Networks that web hooks may reach though they are not public, e.g. `10.1.2.0/24`."
+    )
+    webhook_ca_file: Path | None = Field(
+        default=None, description="PEM file of certificate authorities that receivers may have besides public ones."
+    )
+    webhook_tries: int = Field(default=12, ge=1, description="Tries of a delivery before it is given up.")
+    webhook_first_pause_seconds: float = Field(
+        default=5.0, gt=0, description="Pause after a delivery's first try; each is three times the one before."
+    )
+    webhook_longest_pause_seconds: float = Field(default=21_600.0, gt=0)
+    webhook_give_up_after: int = Field(
+        default=5, ge=1, description="Deliveries given up in a row that switch a web hook off."
+    )
+    webhook_timeout_seconds: float = Field(default=15.0, gt=0, description="One try, from look-up to answer.")
+    webhook_poll_seconds: float = Field(default=1.0, gt=0, description="How often the API looks for deliveries.")
+    webhook_keep_days: float = Field(default=30.0, gt=0, description="How long deliveries that are over are listed.")
+
     max_upload_bytes: int = Field(default=8 * 2**30, gt=0)
     max_image_pixels: int = Field(default=64_000_000, gt=0)
     max_archive_members: int = Field(default=20_000, gt=0)
@@ -101,12 +153,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _cluster_is_complete(self) -> Self:
         """A cluster names all its servers, and none of its secrets is one that everybody knows."""
-        if self.mode != "cluster":
+        if self.mode == "cluster":
+            needed = ("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+            if missing := [f"CFFA_{name.upper()}" for name in needed if not _plain(getattr(self, name))]:
+                raise ValueError(f"cluster mode needs {', '.join(missing)}")
+        elif not self.require_keys:
             return self
-        needed = ("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
-        if missing := [f"CFFA_{name.upper()}" for name in needed if not _plain(getattr(self, name))]:
-            raise ValueError(f"cluster mode needs {', '.join(missing)}")
-        for name, shortest in (("s3_secret_key", SHORTEST_SECRET), ("bootstrap_key", SHORTEST_KEY)):
+        shortest_of = {"s3_secret_key": SHORTEST_SECRET, "bootstrap_key": SHORTEST_KEY, "key_secret": SHORTEST_KEY}
+        for name, shortest in shortest_of.items():
             secret = _plain(getattr(self, name))
             if secret and (len(secret) < shortest or secret.lower() in _KNOWN_SECRETS):
                 raise ValueError(f"CFFA_{name.upper()} is a default or shorter than {shortest} characters")

@@ -12,22 +12,33 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cffa_core.errors import Conflict, Problem
+from cffa_core.errors import Conflict, Expired, Problem
+from cffa_core.jobs import terms
 from cffa_core.jobs.catalog import model_keys, pointed_keys
 from cffa_core.jobs.inputs import checked_inputs
 from cffa_core.jobs.locked import LockedJob
+from cffa_core.jobs.records import USUAL_TERMS, Terms
 from cffa_core.jobs.rows import new_id
 from cffa_core.jobs.schema import clock, idempotency, jobs, owners, units
-from cffa_core.jobs.spec import SPEC_VERSION, EvaluationSpec, GenerationSpec, JobSpec, TrainingSpec
+from cffa_core.jobs.spec import SPEC_VERSION, EvaluationSpec, ExportSpec, GenerationSpec, JobSpec, TrainingSpec
 from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState
+from cffa_core.people.quotas import Limits, require_room
 
 
 def create(
-    connection: sa.Connection, owner: str, job_id: str, spec: JobSpec, priority: int, idempotency_key: str | None
+    connection: sa.Connection,
+    owner: str,
+    job_id: str,
+    spec: JobSpec,
+    priority: int,
+    idempotency_key: str | None,
+    limits: Limits | None = None,
+    asked: Terms = USUAL_TERMS,
+    service_retention: float = 0.0,
 ) -> tuple[str, bool]:
     """See :meth:`JobStore.create_job`; returns the job's id (``job_id`` unless replayed) and whether it is new."""
-    body = spec.model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps([body, priority], sort_keys=True).encode()).hexdigest()
+    body = [spec.model_dump(mode="json"), priority, *([found] if (found := terms.posted(asked)) else [])]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     if connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None:
         return job_id, True  # an earlier try was committed after all
     if idempotency_key is not None:
@@ -35,6 +46,7 @@ def create(
         if known is not None:
             return known, False
     spec = checked_inputs(connection, owner, spec)
+    require_room(connection, owner, limits or Limits(), spec)
     if connection.scalar(sa.select(owners.c.owner).where(owners.c.owner == owner)) is None:
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
         connection.execute(insert(owners).values(owner=owner, served_turn=0).on_conflict_do_nothing())
@@ -57,6 +69,7 @@ def create(
             generated=0,
             busy_seconds=0.0,
             waiting=len(work),
+            **terms.columns_of(asked, now, service_retention),
         )
     )
     connection.execute(units.insert(), [new_unit(job_id, kind, index, now) for kind, index in work])
@@ -76,6 +89,8 @@ def _work(spec: JobSpec) -> list[tuple[UnitKind, int]]:
         return [(UnitKind.TRAIN, 0)]
     if isinstance(spec, EvaluationSpec):
         return [(UnitKind.EVALUATE, 0)]
+    if isinstance(spec, ExportSpec):
+        return [(UnitKind.EXPORT, 0)]
     return [(UnitKind.PART, part) for part in range(spec.parts)]
 
 
@@ -164,6 +179,8 @@ def resume(connection: sa.Connection, owner: str, job_id: str) -> None:
 def retry(connection: sa.Connection, owner: str, job_id: str) -> None:
     """See :meth:`JobStore.retry_job`."""
     job = LockedJob.take(connection, job_id, owner)
+    if job.state is JobState.EXPIRED:
+        raise Expired(f"what job {job_id} had finished was removed by retention; post it again")
     if job.state not in (JobState.FAILED, JobState.CANCELED):
         raise Conflict(f"job {job_id} is {job.state.value}; only a failed or canceled job can be retried")
     connection.execute(
@@ -174,7 +191,7 @@ def retry(connection: sa.Connection, owner: str, job_id: str) -> None:
         )
         .values(state=UnitState.QUEUED.value, crashes=0, crashes_since_result=0, expiries=0, queued_at=job.now)
     )
-    job.set(reason=None, error=None)
+    job.set(reason=None, error=None, deadline_at=None)  # one that was missed would end it again at once
     job.move(JobState.QUEUED, reason="retry")
     job.settle()
     job.save()

@@ -6,22 +6,41 @@ This module is the whole public interface; the statements live next door (``life
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from cffa_core.errors import LeaseLost
-from cffa_core.jobs import catalog, claims, endings, lifecycle, listing, queue, results, rows, schema, version
+from cffa_core.jobs import (
+    catalog,
+    claims,
+    dataset_rows,
+    endings,
+    lifecycle,
+    listing,
+    queue,
+    results,
+    rows,
+    schema,
+    terms,
+    upload_rows,
+    version,
+    wishes,
+)
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.records import (
+    ANY_JOB,
+    USUAL_TERMS,
     Checkpoint,
     Claim,
     Dataset,
     Event,
     Footprint,
     Job,
+    JobFilter,
     Load,
     Model,
     NewModel,
@@ -31,18 +50,27 @@ from cffa_core.jobs.records import (
     Progress,
     QueueCounts,
     StoredFiles,
+    Terms,
+    Wish,
     WorkerRecord,
 )
 from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind
+from cffa_core.jobs.upload_rows import AnnouncedFile, Upload
+from cffa_core.people import quotas
+from cffa_core.people.quotas import Limits
+from cffa_core.storage.base import ObjectInfo
+from cffa_core.storage.manifest import stored_to_json
 
 
 class JobStore:
     """All reads and writes of the record; safe to share between threads, one per process.
 
     ``max_crashes`` child crashes in a row without progress, or ``max_expiries`` lost workers, fail a unit and its job.
-    At most ``owner_running_units`` units of one owner run at a time (0: any number). ``application`` is the name under
-    which PostgreSQL lists the connections.
+    At most ``owner_running_units`` units of one owner run at a time (0: any number). Products of new jobs that do not
+    say otherwise are kept for ``retention_seconds`` (0: for ever). ``application`` is the name under which PostgreSQL
+    lists the connections.
+    ``limits`` are what an owner may have whose account says nothing else: more raises :class:`QuotaExceeded`.
 
     What the database lost is repeated here, a bounded number of times (docs/record.md); whatever still raises
     :class:`StorageUnavailable` may be repeated by the caller.
@@ -57,12 +85,16 @@ class JobStore:
         max_crashes: int = 3,
         max_expiries: int = 10,
         owner_running_units: int = 0,
+        retention_seconds: float = 0.0,
+        limits: Limits | None = None,
         application: str = "cffa",
     ) -> None:
         self._db = Database(url, application=application)
+        self._limits = limits or Limits()
         self._max_crashes = max_crashes
         self._max_expiries = max_expiries
         self._cap = owner_running_units
+        self._retention = retention_seconds
 
     def migrate(self) -> None:
         """Bring the schema to its newest version; safe when several processes start at the same moment."""
@@ -79,6 +111,11 @@ class JobStore:
     def close(self) -> None:
         """Give back all connections."""
         self._db.close()
+
+    @property
+    def database(self) -> Database:
+        """The record's transactions, for tables that belong to no job: people, web hooks."""
+        return self._db
 
     # --- data sets and models -------------------------------------------------------------------------------------
 
@@ -97,13 +134,17 @@ class JobStore:
         pairs: int,
         report: dict[str, Any],
         stored: StoredFiles,
+        parent_id: str | None = None,
+        split: dict[str, list[str]] | None = None,
     ) -> Dataset:
         """Make a data set visible whose files are already stored; raises :class:`Conflict` if the id is taken.
 
-        The id is a new one (:meth:`new_id`) or one that was derived from an idempotency key.
+        The id is a new one (:meth:`new_id`) or one that was derived from an idempotency key. A version of ``parent_id``
+        may name the parent's files; :class:`NotFound` if the parent is gone by now.
         """
-        return self._db.write(
-            lambda connection: catalog.add_dataset(
+
+        def add(connection: sa.Connection) -> Dataset:
+            return catalog.add_dataset(
                 connection,
                 owner,
                 dataset_id=dataset_id,
@@ -112,9 +153,39 @@ class JobStore:
                 pairs=pairs,
                 report=report,
                 stored=stored,
-            ),
+                parent_id=parent_id,
+                split=split,
+            )
+
+        return self._db.write(
+            lambda connection: quotas.within_bytes(connection, owner, self._limits, lambda: add(connection)),
             landed=catalog.holds_dataset,
         )
+
+    def require_bytes(self, owner: str, more: int) -> None:
+        """Raise :class:`QuotaExceeded` if the owner may not store ``more`` bytes: asked before they are sent."""
+        self._db.read(lambda connection: quotas.require_bytes(connection, owner, more, self._limits))
+
+    def delete_dataset(self, owner: str, dataset_id: str) -> tuple[str, ...]:
+        """Remove a data set and return the storage keys that are now to be deleted: those no other version names.
+
+        Raises :class:`Conflict` while a job that is not over names it.
+        """
+        return self._db.write(
+            lambda connection: dataset_rows.delete(connection, owner, dataset_id),
+            landed=lambda connection, _: dataset_rows.deleted(connection, dataset_id),
+        )
+
+    def unsurveyed_datasets(self) -> list[Dataset]:
+        """The oldest data sets, of any owner, whose report says that their pairs were not looked at yet."""
+        return self._db.read(dataset_rows.unsurveyed)
+
+    def add_survey(
+        self, owner: str, dataset_id: str, survey: dict[str, Any], pictures: dict[str, ObjectInfo] | None = None
+    ) -> None:
+        """Add to a data set's report what was found in its pairs, with the stored pictures that show it."""
+        found = stored_to_json(StoredFiles(pictures or {}))
+        self._db.write(lambda connection: dataset_rows.add_to_report(connection, owner, dataset_id, survey, found))
 
     def get_dataset(self, owner: str, dataset_id: str) -> Dataset:
         """One data set of this owner."""
@@ -134,22 +205,98 @@ class JobStore:
         """Models of this owner, newest first; ``job_id`` keeps those that one training job made."""
         return self._db.read(lambda connection: catalog.list_models(connection, owner, job_id, page_size, page_token))
 
+    # --- uploads in progress --------------------------------------------------------------------------------------
+
+    def add_upload(
+        self,
+        owner: str,
+        upload_id: str,
+        name: str,
+        files: Sequence[AnnouncedFile],
+        options: dict[str, Any],
+        *,
+        seconds: float,
+    ) -> Upload:
+        """Write an upload down that stays open for ``seconds``; the one that has this id already, if there is one."""
+
+        def add(connection: sa.Connection) -> Upload:
+            return upload_rows.add(connection, owner, upload_id, name, files, options, seconds)
+
+        return self._db.write(
+            lambda connection: quotas.within_bytes(
+                connection, owner, self._limits, lambda: add(connection), coming=True
+            )
+        )
+
+    def get_upload(self, owner: str, upload_id: str) -> Upload:
+        """One upload of this owner."""
+        return self._db.read(lambda connection: upload_rows.get(connection, owner, upload_id))
+
+    def list_uploads(self, owner: str, page_size: int = 50, page_token: str | None = None) -> Page[Upload]:
+        """Uploads of this owner that are not removed yet, newest first."""
+        return self._db.read(lambda connection: upload_rows.page(connection, owner, page_size, page_token))
+
+    def hold_upload(self, owner: str, upload_id: str, *, seconds: float) -> Upload:
+        """Keep an upload from expiring within ``seconds``: it is about to be checked."""
+        return self._db.write(lambda connection: upload_rows.hold(connection, owner, upload_id, seconds))
+
+    def finish_upload(self, owner: str, upload_id: str, dataset_id: str) -> None:
+        """Note that an upload has become a data set; its own objects may be deleted then."""
+        self._db.write(lambda connection: upload_rows.finish(connection, owner, upload_id, dataset_id))
+
+    def remove_upload(self, owner: str, upload_id: str) -> Upload:
+        """Give an upload up and return it; raises :class:`Conflict` if it has become a data set."""
+        upload = self.get_upload(owner, upload_id)
+        return self._db.write(
+            lambda connection: upload_rows.remove(connection, owner, upload_id),
+            landed=lambda connection, _: not upload_rows.is_open(connection, upload.id),
+        )
+
+    def expired_uploads(self) -> list[Upload]:
+        """Some uploads, of any owner, whose time is over; :meth:`forget_upload` once their objects are gone."""
+        return self._db.read(upload_rows.expired)
+
+    def forget_upload(self, upload_id: str) -> None:
+        """Strike out an upload that expired."""
+        self._db.write(lambda connection: upload_rows.forget(connection, upload_id))
+
+    def upload_is_open(self, upload_id: str) -> bool:
+        """Whether files of this upload, of whichever owner, may still arrive."""
+        return self._db.read(lambda connection: upload_rows.is_open(connection, upload_id))
+
     # --- what an owner does with jobs -----------------------------------------------------------------------------
 
     def create_job(
-        self, owner: str, spec: JobSpec, *, priority: int = 0, idempotency_key: str | None = None
+        self,
+        owner: str,
+        spec: JobSpec,
+        *,
+        priority: int = 0,
+        idempotency_key: str | None = None,
+        asked: Terms = USUAL_TERMS,
     ) -> tuple[Job, bool]:
         """Create a job with its units; returns it and whether it is new.
 
         A larger ``priority`` goes first among the owner's jobs. The same ``idempotency_key`` with the same body
         replays the job it made; with another body it raises :class:`Conflict` whose problem has the code
         ``idempotency_key_reused``. A data set or model that the owner does not have raises :class:`InvalidSpec` with
-        the pointer ``/dataset_id`` or ``/model_id``.
+        the pointer ``/dataset_id`` or ``/model_id``, and so does a deadline that has passed (``/deadline_at``).
+        ``asked`` are the terms the owner asked for.
         """
         job_id = rows.new_id("job")  # one for all tries, by which the first of them is known
 
         def create(connection: sa.Connection) -> tuple[str, bool]:
-            return lifecycle.create(connection, owner, job_id, spec, priority, idempotency_key)
+            return lifecycle.create(
+                connection,
+                owner,
+                job_id,
+                spec,
+                priority,
+                idempotency_key,
+                self._limits,
+                asked=asked,
+                service_retention=self._retention,
+            )
 
         try:
             made, created = self._db.write(create)
@@ -168,10 +315,14 @@ class JobStore:
         state: JobState | None = None,
         page_size: int = 50,
         page_token: str | None = None,
+        *,
+        within: JobFilter = ANY_JOB,
     ) -> Page[Job]:
-        """Jobs of this owner, newest first; a bad token raises :class:`InvalidSpec`."""
+        """Jobs of this owner, newest first, of those that ``within`` keeps; a bad token raises :class:`InvalidSpec`."""
         return self._db.read(
-            lambda connection: listing.list_jobs(connection, owner, kind, state, page_size, page_token, self._cap)
+            lambda connection: listing.list_jobs(
+                connection, owner, kind, state, page_size, page_token, self._cap, within
+            )
         )
 
     def cancel_job(self, owner: str, job_id: str) -> Job:
@@ -196,9 +347,21 @@ class JobStore:
     def retry_job(self, owner: str, job_id: str) -> Job:
         """Queue the unfinished units of a failed or canceled job again; finished parts and checkpoints are kept.
 
-        Raises :class:`Conflict` in any other state.
+        It then has no deadline. Raises :class:`Expired` for a job whose products were removed, :class:`Conflict` in
+        any other state.
         """
-        self._db.write(lambda connection: lifecycle.retry(connection, owner, job_id))
+
+        def retry(connection: sa.Connection) -> None:
+            quotas.require_room(connection, owner, self._limits)
+            lifecycle.retry(connection, owner, job_id)
+
+        self._db.write(retry)
+        return self.get_job(owner, job_id)
+
+    def ask(self, owner: str, job_id: str, wish: Wish) -> Job:
+        """Ask a running training for a checkpoint, or a sample, of its next step; asking again before it is done
+        changes nothing. Raises :class:`Conflict` for any other job."""
+        self._db.write(lambda connection: wishes.ask(connection, owner, job_id, wish))
         return self.get_job(owner, job_id)
 
     def delete_job(self, owner: str, job_id: str) -> tuple[str, ...]:
@@ -294,7 +457,7 @@ class JobStore:
         out), then the higher priority, then ``prefer_job`` (whose model the worker has loaded), then the older job.
         ``numerics`` is the beginning of this worker's numerics keys: work of jobs pinned to keys that begin otherwise
         is left to others (finalize units are anybody's).
-        ``avoid`` names jobs that this worker found it cannot run.
+        ``avoid`` names jobs that this worker found it cannot run. Jobs with a newer spec version are left alone.
         """
         asking = claims.Asking(
             worker_id=worker_id,
@@ -317,6 +480,11 @@ class JobStore:
                 break
         return None
 
+    def too_new(self, kinds: Collection[Kind]) -> tuple[int, int] | None:
+        """Jobs of these kinds that wait and that this version of the code is too old for: how many, and the newest
+        spec version among them. None where there are none; :meth:`claim` leaves them to newer workers."""
+        return self._db.read(lambda connection: claims.too_new(connection, sorted(kind.value for kind in kinds)))
+
     def _take(self, asking: claims.Asking, owner: str, turn: int | None) -> Claim | Literal["nothing", "passed"]:
         return self._db.write(lambda connection: claims.take(connection, asking, owner, turn))
 
@@ -331,9 +499,15 @@ class JobStore:
     def renew(self, claim: Claim, lease_seconds: float, progress: Progress | None = None) -> Order:
         """Extend the lease by the database's clock and say what the job's owner wants.
 
-        ``continue``, ``cancel`` or ``pause``. A lease that ran out is still renewed as long as nobody took the unit.
+        ``continue``, ``cancel``, ``pause``, or ``wish``: go on, and look at :meth:`wishes`. A lease that ran out is
+        still renewed as long as nobody took the unit.
         """
         return self._db.write(lambda connection: claims.renew(connection, claim, lease_seconds, progress))
+
+    def wishes(self, claim: Claim) -> dict[Wish, float]:
+        """What the job's owner asked for and has not got, with the time it was asked: a wish that comes again after it
+        was fulfilled has another time. :meth:`add_checkpoint` strikes off what it fulfils."""
+        return self._db.read(lambda connection: wishes.pending(connection, claim))
 
     def add_metrics(self, claim: Claim, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of a step; a repeated step replaces what an older attempt wrote."""
@@ -393,11 +567,26 @@ class JobStore:
         self._db.write(lambda connection: endings.fail(connection, claim, code, message))
 
     def sweep(self) -> int:
-        """Free expired leases (reason ``worker_lost``) and finish jobs that wait to be canceled or paused.
+        """Free expired leases (reason ``worker_lost``), finish jobs that wait to be canceled or paused, and fail those
+        that missed their deadline (code ``deadline_exceeded``).
 
         Returns how many leases were freed. Any process may call it at any time.
         """
+        for job_id in self._db.read(terms.overdue):
+            self._db.write(partial(terms.miss_deadline, job_id=job_id))
         return sum(self._expire(job_id) for job_id in self._db.read(endings.expired_jobs))
+
+    def expirable(self) -> list[str]:
+        """Jobs whose products are due to be removed now, oldest first, at most a hundred; any owner's."""
+        return self._db.read(terms.expirable)
+
+    def expire_job(self, job_id: str) -> tuple[str, ...]:
+        """Make a job that is due ``expired`` and return the storage keys that are now to be deleted.
+
+        Its history stays, and so does the model of a training. Nothing happens (no keys) if it is not due, a worker
+        still holds one of its units, or an unfinished evaluation measures its pairs.
+        """
+        return self._db.write(partial(terms.expire_job, job_id=job_id))
 
     def _expire(self, job_id: str) -> int:
         return self._db.write(lambda connection: endings.expire(connection, job_id, self._max_expiries))
