@@ -73,6 +73,38 @@ class ObjectStore(Protocol):
         ``sha256`` is served as its entity tag, where the store can do that.
         """
 
+    def direct(self) -> DirectUploads:
+        """How users send files straight to this store."""
+
+
+class DirectUploads(Protocol):
+    """Links under which users PUT files into the store themselves, whole or in parts; none passes through the caller.
+
+    Nobody vouches for what arrives: :meth:`sizes` and :meth:`parts` say how many bytes it is. Raises as
+    :class:`ObjectStore` does.
+    """
+
+    def put_url(self, key: str, *, size: int, expires_seconds: int) -> str:
+        """A URL that lets anyone who has it PUT an object of ``size`` bytes until it expires."""
+
+    def begin_parts(self, key: str) -> str:
+        """Begin an object that comes in parts; returns the id of this upload."""
+
+    def part_url(self, key: str, multipart_id: str, number: int, *, size: int, expires_seconds: int) -> str:
+        """A URL for part ``number`` (from 1) of ``size`` bytes; each but the last has at least 5 MiB."""
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Keys below ``prefix`` and their sizes in bytes, in order of key."""
+
+    def parts(self, key: str, multipart_id: str) -> dict[int, int]:
+        """Sizes of the parts that arrived, by number; none once they were joined or given up."""
+
+    def join(self, key: str, multipart_id: str) -> None:
+        """Make the object of the parts that arrived; harmless if it was done. ``NotFound`` if none arrived."""
+
+    def abort(self, key: str, multipart_id: str) -> None:
+        """Give an upload in parts up and remove what arrived; harmless if it is over."""
+
 
 def key_segments(key: str) -> list[str]:
     """The segments of a key; raises :class:`NotFound` for one that no store may hold.

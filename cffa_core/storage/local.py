@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from cffa_core.errors import Conflict, Gone, NotFound, StorageUnavailable
 from cffa_core.storage.base import ObjectInfo, key_segments
+from cffa_core.storage.local_direct import LocalDirectUploads
 from cffa_core.storage.verified import CHUNK, copy_verified
 
 _INCOMING = ".incoming"
@@ -35,6 +36,7 @@ class BlobGrant:
     """What a blob token allows: one method on one key until ``expires`` (seconds since 1970).
 
     ``sha256`` is the object's digest where the signer knew it: the entity tag that a broken download resumes by.
+    ``size`` is how many bytes a PUT must bring.
     """
 
     key: str
@@ -42,6 +44,7 @@ class BlobGrant:
     filename: str
     expires: int
     sha256: str | None = None
+    size: int | None = None
 
 
 class LocalStore:
@@ -147,9 +150,23 @@ class LocalStore:
         self.size(key)
         return f"{self._base_url}/v1/blobs/{quote(self.token(key, 'GET', filename, expires_seconds, sha256))}"
 
-    def token(self, key: str, method: str, filename: str, expires_seconds: int, sha256: str | None = None) -> str:
-        """Sign a grant: URL-safe text, HMAC-SHA256 over method, key, file name, expiry and digest."""
-        grant = {"k": key, "m": method, "f": filename, "e": int(time.time()) + expires_seconds, "h": sha256}
+    def direct(self) -> LocalDirectUploads:
+        """Links of the API under which users PUT files themselves."""
+        return LocalDirectUploads(self, self._base_url)
+
+    def token(
+        self,
+        key: str,
+        method: str,
+        filename: str,
+        expires_seconds: int,
+        sha256: str | None = None,
+        *,
+        size: int | None = None,
+    ) -> str:
+        """Sign a grant: URL-safe text, HMAC-SHA256 over method, key, file name, expiry, digest and size."""
+        key_segments(key)
+        grant = {"k": key, "m": method, "f": filename, "e": int(time.time()) + expires_seconds, "h": sha256, "n": size}
         body = json.dumps(grant, separators=(",", ":"), sort_keys=True).encode()
         return f"{_encode(body)}.{_encode(self._sign(body))}"
 
@@ -164,7 +181,14 @@ class LocalStore:
         grant = json.loads(body)
         if grant["e"] <= time.time():
             raise Gone("this download link has expired; ask for a fresh one")
-        return BlobGrant(key=grant["k"], method=grant["m"], filename=grant["f"], expires=grant["e"], sha256=grant["h"])
+        return BlobGrant(
+            key=grant["k"],
+            method=grant["m"],
+            filename=grant["f"],
+            expires=grant["e"],
+            sha256=grant["h"],
+            size=grant.get("n"),
+        )
 
     def _sign(self, body: bytes) -> bytes:
         return hmac.new(self._secret, b"cffa-blob/1\0" + body, hashlib.sha256).digest()

@@ -26,6 +26,7 @@ from urllib3 import BaseHTTPResponse
 from cffa_core.errors import Conflict, InvalidSettings, NotFound, StorageUnavailable
 from cffa_core.storage.base import ObjectInfo, key_segments
 from cffa_core.storage.s3_bucket import make_bucket
+from cffa_core.storage.s3_direct import LONGEST_LINK_SECONDS, S3DirectUploads
 from cffa_core.storage.s3_transport import (
     RETRIES,
     KeyTaken,
@@ -41,7 +42,6 @@ from cffa_core.storage.verified import CHUNK, copy_verified
 SMALLEST_PART = 5 << 20
 # S3 takes 10,000 parts: 78 GiB an object. Three parts are in memory while one is sent (measured).
 PART_BYTES = 8 << 20
-LONGEST_LINK_SECONDS = 7 * 86_400
 _Headers = dict[str, str | list[str] | tuple[str]]
 
 
@@ -268,6 +268,10 @@ class S3Store:
         }
         expires = timedelta(seconds=max(1, min(expires_seconds, LONGEST_LINK_SECONDS)))
         return self._signer.presigned_get_object(self.bucket, key, expires=expires, response_headers=headers)
+
+    def direct(self) -> S3DirectUploads:
+        """Presigned PUT links and multipart uploads of this bucket."""
+        return S3DirectUploads(self._client, self._signer, self.bucket)
 
 
 def _host(endpoint: str, name: str) -> tuple[str, bool]:
