@@ -70,6 +70,21 @@ class ZipSink:
         self._archive.close()
 
 
+class TarSink:
+    """Members of a tar, with fixed times, owners and attributes."""
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path, "w")  # noqa: SIM115 - stays open for the members to come
+
+    def put(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(data), 0o644
+        self._tar.addfile(member, io.BytesIO(data))
+
+    def close(self) -> None:
+        self._tar.close()
+
+
 class Writer(Protocol):
     """One form. After the last pair, :meth:`finish` writes the index and returns its name and content."""
 
@@ -137,7 +152,7 @@ class Shards:
         self._root = root
         self._shard_pairs = shard_pairs
         self._keys: set[str] = set()
-        self._tar: tarfile.TarFile | None = None
+        self._tar: TarSink | None = None
         self._entries: list[dict[str, Any]] = []
         self.shards: list[Path] = []
 
@@ -145,7 +160,7 @@ class Shards:
         if len(self._entries) % self._shard_pairs == 0:
             self.close()
             self.shards.append(self._root / f"cffa-{len(self.shards):06d}.tar")
-            self._tar = tarfile.open(self.shards[-1], "w")  # noqa: SIM115 - stays open for the pairs to come
+            self._tar = TarSink(self.shards[-1])
         key = self._key(item.pair.name)
         for kind, data in _images(item):
             self._member(f"{key}.{kind}.png", data)
@@ -179,9 +194,7 @@ class Shards:
 
     def _member(self, name: str, data: bytes) -> None:
         assert self._tar is not None
-        member = tarfile.TarInfo(name)
-        member.size, member.mode = len(data), 0o644
-        self._tar.addfile(member, io.BytesIO(data))
+        self._tar.put(name, data)
 
 
 class ImageFolder:

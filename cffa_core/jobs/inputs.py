@@ -12,16 +12,29 @@ import sqlalchemy as sa
 
 from cffa_core.errors import InvalidSpec, NotFound, Problem
 from cffa_core.jobs.catalog import get_dataset, get_model
+from cffa_core.jobs.exports import with_finished_parts
 from cffa_core.jobs.schema import jobs, models
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, Method, TrainingSpec, check_structures
+from cffa_core.jobs.spec import (
+    EvaluationSpec,
+    ExportSpec,
+    GenerationSpec,
+    JobSpec,
+    Kind,
+    Method,
+    TrainingSpec,
+    check_structures,
+)
 from cffa_core.jobs.state import JobState
 
 
 def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobSpec:
-    """The spec as it is to be stored: an evaluation that left its training data set out names it afterwards.
+    """The spec as it is to be stored: an evaluation that left its training data set out names it afterwards, an export
+    the parts that are finished.
 
     Raises :class:`InvalidSpec` with a problem for each id that ``owner`` does not have or that does not fit.
     """
+    if isinstance(spec, ExportSpec):
+        return with_finished_parts(connection, owner, spec)
     problems: list[Problem] = []
 
     def look(pointer: str, find: Callable[[sa.Connection, str, str], object], id_: str | None) -> None:
@@ -86,6 +99,9 @@ def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:
     if row.kind != Kind.GENERATION.value:
         message = f"job {job_id} is a {row.kind} job; name one of kind generation, whose product are pairs"
         return [Problem(pointer, "not_a_generation_job", message)]
+    if row.state == JobState.EXPIRED.value:
+        message = f"the pairs of job {job_id} were removed by retention; generate them again"
+        return [Problem(pointer, "expired", message)]
     if row.state != JobState.SUCCEEDED.value:
         message = f"job {job_id} is {row.state}; post this again when it has succeeded"
         return [Problem(pointer, "not_succeeded", message)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cffa_core.jobs.records import Progress
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec
+from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, JobSpec
 from cffa_core.jobs.state import JobState
 
 
@@ -51,12 +51,15 @@ def job_progress(
     parts (``busy_seconds`` of one worker for ``generated`` pairs), before the first one that of the parts in hand,
     times the live workers. Training shows the stage its unit reports; time left is known only for the stage that
     counts the steps of the spec, since a validation or a preview says nothing about the rest. So it is with an
-    evaluation, all of whose stages differ: how long it takes is known from earlier ones (:func:`seconds_left`).
+    evaluation, all of whose stages differ: how long it takes is known from earlier ones (:func:`seconds_left`). An
+    export counts parts, all alike.
     """
     if isinstance(spec, GenerationSpec):
         return _generation(spec, state, generated, busy_seconds, work)
     if isinstance(spec, EvaluationSpec):
         return _evaluation(state, work)
+    if isinstance(spec, ExportSpec):
+        return _export(state, work)
     if state in (JobState.FINALIZING, JobState.SUCCEEDED):
         return Progress(state.value, spec.steps, spec.steps, 0.0)
     unit = work[0] if work else None
@@ -99,6 +102,12 @@ def _evaluation(state: JobState, work: Sequence[UnitPace]) -> Progress:
         return Progress(state.value, 1, 1, 0.0)
     unit = next((unit for unit in work if unit.live and unit.stage), None)
     return Progress(state.value) if unit is None else Progress(unit.stage or "", unit.current, unit.total)
+
+
+def _export(state: JobState, work: Sequence[UnitPace]) -> Progress:
+    shown = _evaluation(state, work)
+    step = next((unit.seconds_per_step for unit in work if unit.live and unit.stage), None)
+    return shown if step is None else replace(shown, eta_seconds=step * max(0, shown.total - shown.current))
 
 
 def seconds_left(rate: float | None, work: Sequence[UnitPace]) -> float | None:
@@ -176,6 +185,9 @@ def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
         own = (spec.extractor, spec.extractor_model, spec.base, spec.max_pairs, spec.train_dataset_id is None)
         settings = (other[name] for name in ("extractor", "extractor_model", "base", "max_pairs"))
         return own == (*settings, other["train_dataset_id"] is None)
+    if isinstance(spec, ExportSpec):
+        # What an export costs depends on how many pairs fit, which its spec alone does not say.
+        return spec.form == other["form"] and spec.parts == tuple(tuple(run) for run in other["parts"])
     like = (spec.method.value, spec.base, spec.resolution, spec.batch_size, spec.gradient_accumulation)
     names = ("method", "base", "resolution", "batch_size", "gradient_accumulation")
     return like == tuple(other[name] for name in names)

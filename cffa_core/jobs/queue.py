@@ -18,6 +18,7 @@ from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState, UnitState
 
 NEWEST_MEASURED = 20
+WHOLE = (Kind.EVALUATION, Kind.EXPORT)  # one is like another, as far as its rate goes
 _ACTIVE = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
 
 
@@ -125,11 +126,11 @@ def places(connection: sa.Connection, kind: Kind, job_ids: Collection[str]) -> d
 
 
 def _size(kind: Kind) -> sa.ColumnElement[Any]:
-    """What is left of a job in the unit its rate is measured in: pairs, steps of training, or whole evaluations."""
+    """What is left of a job in the unit its rate is measured in: pairs, steps of training, or the whole of it."""
     if kind is Kind.TRAINING:
         steps: sa.ColumnElement[Any] = jobs.c.spec["steps"].as_integer()
         return steps
-    if kind is Kind.EVALUATION:
+    if kind in WHOLE:
         return sa.literal(1)
     return jobs.c.requested - jobs.c.generated
 
@@ -151,7 +152,7 @@ def _done(kind: Kind, row: sa.Row[dict[str, Any], float, int]) -> int:
     """How much of what its rate is measured in a measured job has done."""
     if kind is Kind.TRAINING:
         return int(row.spec["steps"])
-    return 1 if kind is Kind.EVALUATION else int(row.generated)
+    return 1 if kind in WHOLE else int(row.generated)
 
 
 def live_workers(connection: sa.Connection, kind: Kind) -> int:

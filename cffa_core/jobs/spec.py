@@ -1,4 +1,4 @@
-"""The contracts of the service: what jobs of training, of generation and of evaluation ask for.
+"""The contracts of the service: what jobs of training, generation, evaluation and export ask for.
 
 Pydantic models, validated when a job is posted and stored as JSON in the record; a recipe gets the same object. They
 say what to compute, never where (no paths, hosts or devices). ``SPEC_VERSION`` rises when a stored
@@ -7,14 +7,16 @@ spec gains a field or changes its meaning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from cffa_core.errors import InvalidSpec, Problem
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 
 CF_PROMPT = "A high quality color fundus photograph, retinal structure"
 FA_PROMPT = "A high quality fluorescein angiography image, bright retinal vessels"
@@ -25,6 +27,9 @@ BaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Resolution = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+MAX_TRIES = 100
+PairTry = tuple[Annotated[int, Field(ge=0, lt=1_000_000)], Annotated[int, Field(ge=0, lt=MAX_TRIES)]]
 
 
 class Method(StrEnum):
@@ -42,6 +47,7 @@ class Kind(StrEnum):
     TRAINING = "training"
     GENERATION = "generation"
     EVALUATION = "evaluation"
+    EXPORT = "export"
 
 
 class Scheduler(StrEnum):
@@ -232,6 +238,28 @@ class TrainingSpec(TrainSettings):
         return TrainSettings.model_validate(self.model_dump(include=set(TrainSettings.model_fields)))
 
 
+class GateSpec(Spec):
+    """What a pair must reach to count as one of the N (docs/gates.md).
+
+    Slot i tries the seeds ``rng.pair_seed(seed, i, k)``, k = 0 ... ``max_tries`` - 1, and takes the first pair that
+    passes; a slot of which no try passes stays empty.
+    """
+
+    min_alignment: float | None = Field(
+        default=None, ge=-1, le=1, description="Least ridge correlation of CF and FA; real pairs reach about 0.5."
+    )
+    max_similarity_to_training: float | None = Field(
+        default=None, ge=0, le=1, description="Largest similarity to any pair of the model's training; a copy has 1."
+    )
+    max_tries: int = Field(default=8, ge=1, le=MAX_TRIES, description="Pairs drawn for one slot before it is given up.")
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.min_alignment is None and self.max_similarity_to_training is None:
+            raise ValueError("a gate names min_alignment, max_similarity_to_training, or both")
+        return self
+
+
 class GenerateSettings(Spec):
     """All settings of a generation run, apart from which model it uses.
 
@@ -249,16 +277,57 @@ class GenerateSettings(Spec):
         default=None, description="Whose vessels a model of method controlnet draws: a data set's, or procedural eyes'."
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gate: GateSpec | None = Field(default=None, description="With a gate, count is the number of ACCEPTED pairs.")
+    only: tuple[PairTry, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="Draw these pairs of the grid alone: (index, try) each, by rising index. Without a gate each pair "
+        "is try 0 of its index; with one, the manifest says which.",
+    )
     seed: Seed = 42
+
+    @model_validator(mode="after")
+    def _chosen_pairs_are_of_the_grid(self) -> Self:
+        if self.only is None:
+            return self
+        indices = [index for index, _ in self.only]
+        if indices != sorted(set(indices)) or indices[-1] >= self.count:
+            raise ValueError("only names each index once, in rising order, and all of them below count")
+        if self.gate is not None:
+            raise ValueError("only says which try is drawn; leave the gate out")
+        return self
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Indices of all pairs that are asked for, rising."""
+        return range(self.count) if self.only is None else tuple(index for index, _ in self.only)
 
     @property
     def parts(self) -> int:
         """Number of parts of the grid."""
-        return -(-self.count // self.part_size)
+        return -(-len(self.indices) // self.part_size)
 
-    def part_range(self, part: int) -> range:
+    def part_range(self, part: int) -> Sequence[int]:
         """Pair indices of one part."""
-        return range(part * self.part_size, min(self.count, (part + 1) * self.part_size))
+        return self.indices[part * self.part_size : (part + 1) * self.part_size]
+
+    def part_of(self, index: int) -> int | None:
+        """The part that holds pair ``index``; None if the pair is not asked for."""
+        return self.indices.index(index) // self.part_size if index in self.indices else None
+
+    def first_tries(self, part: int) -> list[tuple[int, int]]:
+        """(index, try) with which each slot of a part begins."""
+        chosen = dict(self.only or ())
+        return [(index, chosen.get(index, 0)) for index in self.part_range(part)]
+
+
+class OriginalPair(Spec):
+    """The pair that a job makes once more: whose it is, and the SHA-256 of its two files."""
+
+    job_id: Identifier
+    cf: Sha256
+    fa: Sha256
 
 
 class GenerationSpec(GenerateSettings):
@@ -269,11 +338,22 @@ class GenerationSpec(GenerateSettings):
     structure_dataset_id: Identifier | None = Field(
         default=None, description="With structures = dataset: pair i is drawn on its pair i modulo its length."
     )
+    regenerates: OriginalPair | None = Field(
+        default=None,
+        description="Written by :regenerate. The job draws the one pair of `only` on workers with the numerics of the "
+        "job named here, and its result says whether the files are the same.",
+    )
 
     @model_validator(mode="after")
     def _structures_come_from_somewhere(self) -> Self:
         if (self.structures == "dataset") != (self.structure_dataset_id is not None):
             raise ValueError('structure_dataset_id belongs to structures = "dataset", and to nothing else')
+        return self
+
+    @model_validator(mode="after")
+    def _one_pair_is_regenerated(self) -> Self:
+        if self.regenerates is not None and (self.only is None or len(self.only) != 1):
+            raise ValueError("regenerates belongs to a job whose `only` names one pair")
         return self
 
     def settings(self) -> GenerateSettings:
@@ -332,7 +412,65 @@ class EvaluationSpec(EvaluateSettings):
         return EvaluateSettings.model_validate(self.model_dump(include=set(EvaluateSettings.model_fields)))
 
 
-JobSpec = Annotated[TrainingSpec | GenerationSpec | EvaluationSpec, Field(discriminator="kind")]
+ExportForm = Literal["zip", "webdataset", "dicom"]
+
+
+class SelectionSpec(Spec):
+    """Which pairs of a generation job: every condition that is given must hold."""
+
+    accepted_only: bool = Field(default=False, description="Only of a job with a gate, whose pairs passed it.")
+    first: int | None = Field(default=None, ge=0, description="Smallest pair index.")
+    last: int | None = Field(default=None, ge=0, description="Largest pair index, inclusive.")
+    indices: tuple[int, ...] | None = Field(default=None, min_length=1, max_length=100_000, description="These pairs.")
+    min_alignment: float | None = Field(default=None, description="Least alignment score, the one that a gate uses.")
+    max_similarity_to_training: float | None = Field(
+        default=None, ge=0, le=1, description="Largest similarity to the nearest training pair, 0..1."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if self.indices is not None and (min(self.indices) < 0 or len(set(self.indices)) != len(self.indices)):
+            raise ValueError("indices must be pair numbers from 0, each named once")
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise ValueError("first must not be larger than last")
+        return self
+
+    def spans(self, index: int) -> bool:
+        """Whether ``first``, ``last`` and ``indices`` let pair ``index`` in."""
+        above = self.first is None or index >= self.first
+        below = self.last is None or index <= self.last
+        return above and below and (self.indices is None or index in self._named)
+
+    @cached_property
+    def _named(self) -> frozenset[int]:
+        return frozenset(self.indices or ())
+
+
+class ExportSettings(Spec):
+    """In which form pairs leave, which of them, and how many share one archive."""
+
+    form: ExportForm = Field(
+        default="zip", description="zip: as the job's own archives; webdataset: tar shards; dicom: zips of DICOM files."
+    )
+    selection: SelectionSpec = SelectionSpec()
+    shard_size: int = Field(default=1000, ge=1, le=100_000, description="Pairs per archive, the last may have fewer.")
+
+
+class ExportSpec(ExportSettings):
+    """An export job: pairs of a generation job in another form, of the parts that were finished when it was posted."""
+
+    kind: Literal[Kind.EXPORT] = Kind.EXPORT
+    generation_job_id: Identifier
+    parts: tuple[tuple[int, int], ...] = Field(
+        default=(), description="First and last number of each run of parts it takes; filled in when it is posted."
+    )
+
+    def settings(self) -> ExportSettings:
+        """What a recipe needs of it: no ids."""
+        return ExportSettings.model_validate(self.model_dump(include=set(ExportSettings.model_fields)))
+
+
+JobSpec = Annotated[TrainingSpec | GenerationSpec | EvaluationSpec | ExportSpec, Field(discriminator="kind")]
 _JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 

@@ -40,9 +40,12 @@ class UnitKind(StrEnum):
     TRAIN = "train"
     PART = "part"
     EVALUATE = "evaluate"
+    EXPORT = "export"
     FINALIZE = "finalize"
 
 
+COMPUTES_NOTHING = frozenset({UnitKind.EXPORT, UnitKind.FINALIZE})
+"""Units that copy and write down: any worker can do them, and none needs the numeric libraries."""
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.EXPIRED})
 TAKES_RESULTS = frozenset({JobState.RUNNING, JobState.FINALIZING, JobState.PAUSING, JobState.QUEUED})
 CLAIMABLE = frozenset({JobState.QUEUED, JobState.RUNNING, JobState.FINALIZING})
@@ -57,7 +60,7 @@ _NEXT: dict[JobState, frozenset[JobState]] = {
     JobState.FINALIZING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELING}),
     JobState.CANCELING: frozenset({JobState.CANCELED}),
     JobState.PAUSING: frozenset({JobState.PAUSED, JobState.CANCELING, JobState.FINALIZING, JobState.FAILED}),
-    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELED}),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELED, JobState.FAILED}),
     JobState.SUCCEEDED: frozenset({JobState.EXPIRED}),
     JobState.FAILED: frozenset({JobState.QUEUED, JobState.EXPIRED}),
     JobState.CANCELED: frozenset({JobState.QUEUED, JobState.EXPIRED}),
