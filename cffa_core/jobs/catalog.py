@@ -13,6 +13,7 @@ from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, 
 from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
 from cffa_core.jobs.schema import checkpoints, clock, datasets, models, turns, units, workers
 from cffa_core.storage.manifest import stored_to_json
+from cffa_core.webhooks import outbox
 
 
 def add_dataset(
@@ -48,6 +49,7 @@ def add_dataset(
         connection.execute(row)
     except sa.exc.IntegrityError as error:
         raise Conflict(f"data set {dataset_id} exists") from error
+    outbox.announce_dataset(connection, owner, dataset_id, pairs)
     return get_dataset(connection, owner, dataset_id)
 
 

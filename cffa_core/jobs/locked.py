@@ -16,6 +16,7 @@ from cffa_core.jobs.records import Claim
 from cffa_core.jobs.schema import clock, events, jobs, units
 from cffa_core.jobs.spec import JobSpec, parse_spec
 from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState, derive, may_follow
+from cffa_core.webhooks import outbox
 
 
 class LockedJob:
@@ -76,6 +77,12 @@ class LockedJob:
         self.state = state
         self._entered[state.value] = self.now
         self._changes["state"] = state.value
+        keep = self.row.retention_seconds
+        kept = state in TERMINAL and state is not JobState.EXPIRED and keep is not None
+        self._changes["expires_at"] = self.now + keep if kept else None
+        if self.row.wishes and (state in TERMINAL or state is JobState.FINALIZING):
+            self.note("not_done", wishes=sorted(self.row.wishes), reason=f"the job is {state.value}")
+            self._changes["wishes"] = None
 
     def settle(self) -> None:
         """Follow the units to the state they imply, and withdraw waiting units of a job that is over."""
@@ -108,6 +115,8 @@ class LockedJob:
         if self._notes:
             self.connection.execute(events.insert(), self._notes)
             receipts.leave(self.connection, receipts.Receipt(self.id, self._seq, self.now))
+            if moves := outbox.announced(self._notes, self.row.entered):
+                outbox.announce_job(self.connection, self.id, self.row.owner, moves)
             self._notes = []
 
     def free(self, unit_id: str, **values: Any) -> None:
