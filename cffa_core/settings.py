@@ -134,6 +134,15 @@ class Settings(BaseSettings):
     webhook_keep_days: float = Field(default=30.0, gt=0, description="How long deliveries that are over are listed.")
 
     max_upload_bytes: int = Field(default=8 * 2**30, gt=0)
+    import_prefix: str = Field(
+        default="imports/", description="Below it, in a folder named after them, users may lay objects to import."
+    )
+    upload_part_bytes: int = Field(
+        default=64 * 2**20, ge=5 * 2**20, description="A larger file of an upload file by file comes in parts of this."
+    )
+    upload_open_seconds: float = Field(
+        default=86_400.0, gt=0, description="How long an upload file by file may take; then it is removed."
+    )
     max_image_pixels: int = Field(default=64_000_000, gt=0)
     max_archive_members: int = Field(default=20_000, gt=0)
     max_archive_ratio: float = Field(default=200.0, gt=1)

@@ -6,6 +6,7 @@ claim ends otherwise in ``endings``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from cffa_core.jobs.locked import LockedJob, take_claimed
 from cffa_core.jobs.records import Claim, Order, Progress
 from cffa_core.jobs.rows import checkpoint_of
 from cffa_core.jobs.schema import QUEUE, checkpoints, clock, jobs, owners, units
+from cffa_core.jobs.spec import SPEC_VERSION
 from cffa_core.jobs.state import CLAIMABLE, JobState, UnitKind, UnitState
 
 
@@ -33,7 +35,7 @@ class Asking:
 
     def suits(self) -> list[sa.ColumnElement[bool]]:
         """Conditions on a job's row: something waits in it that this worker may take."""
-        found = [QUEUE, jobs.c.kind.in_(self.kinds)]
+        found = [QUEUE, jobs.c.kind.in_(self.kinds), jobs.c.spec_version <= SPEC_VERSION]
         if self.avoid:
             found.append(jobs.c.id.not_in(self.avoid))
         if self.numerics is not None:
@@ -45,6 +47,16 @@ class Asking:
                 )
             )
         return found
+
+
+def too_new(connection: sa.Connection, kinds: Collection[str]) -> tuple[int, int] | None:
+    """See :meth:`JobStore.too_new`."""
+    number, newest = connection.execute(
+        sa.select(sa.func.count(), sa.func.max(jobs.c.spec_version)).where(
+            QUEUE, jobs.c.kind.in_(kinds), jobs.c.spec_version > SPEC_VERSION
+        )
+    ).one()
+    return (number, newest) if number else None
 
 
 def in_turn(connection: sa.Connection, asking: Asking) -> list[tuple[str, int]]:
@@ -221,4 +233,6 @@ def renew(connection: sa.Connection, held: Claim, lease_seconds: float, progress
     connection.execute(units.update().where(units.c.id == unit.id).values(values))
     if job.over:
         return "cancel"
-    return "pause" if job.state is JobState.PAUSING else "continue"
+    if job.state is JobState.PAUSING:
+        return "pause"
+    return "wish" if job.row.wishes and held.kind is UnitKind.TRAIN else "continue"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cffa_core.jobs.records import Wish
+
 
 class JobContext(Protocol):
     """Narrow door between a recipe and whatever runs it."""
@@ -29,6 +31,9 @@ class JobContext(Protocol):
 
     def save_checkpoint(self, step: int, folder: Path) -> None:
         """Publish all files below ``folder`` as the checkpoint of ``step``; returns after they are durable."""
+
+    def wishes(self) -> frozenset[Wish]:
+        """What the job's owner asked for since the last call, to be done now: a checkpoint, a sample."""
 
     def latest_checkpoint(self) -> Path | None:
         """Folder of the newest checkpoint of this job with a verified digest, or None at a first start."""
@@ -60,6 +65,9 @@ class FolderContext:
         self._publish(folder, self.out / "checkpoints" / f"{step:08d}")
         for old in self._checkpoints()[: -self._keep]:
             shutil.rmtree(old)
+
+    def wishes(self) -> frozenset[Wish]:
+        return frozenset()
 
     def latest_checkpoint(self) -> Path | None:
         found = self._checkpoints()

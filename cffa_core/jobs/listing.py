@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cffa_core.errors import NotFound
+from cffa_core.errors import NotFound, VersionTooOld
 from cffa_core.jobs.catalog import pointed_keys
 from cffa_core.jobs.pace import (
     Measured,
@@ -25,15 +25,23 @@ from cffa_core.jobs.pace import (
     seconds_until_done,
 )
 from cffa_core.jobs.queue import live_workers, measured, places
-from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, Page, Part
+from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, JobFilter, Page, Part
 from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
 from cffa_core.jobs.schema import jobs, units
 from cffa_core.jobs.schema import metrics as metric_rows
-from cffa_core.jobs.spec import Kind, parse_spec
+from cffa_core.jobs.spec import SPEC_VERSION, Kind, parse_spec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 
+DATASET_FIELDS = (
+    "dataset_id",
+    "structure_dataset_id",
+    "pairs_dataset_id",
+    "reference_dataset_id",
+    "train_dataset_id",
+)
+"""Fields of specs that name a data set."""
 _WAITS = (JobState.QUEUED.value, JobState.RUNNING.value)
 
 
@@ -60,6 +68,7 @@ def list_jobs(
     page_size: int,
     page_token: str | None,
     cap: int,
+    within: JobFilter,
 ) -> Page[Job]:
     """See :meth:`JobStore.list_jobs`."""
     size, below = page_limits(page_size, page_token)
@@ -68,10 +77,25 @@ def list_jobs(
         query = query.where(jobs.c.kind == kind.value)
     if state is not None:
         query = query.where(jobs.c.state == state.value)
+    query = query.where(*_kept_by(within))
     if below is not None:
         query = query.where(jobs.c.number < below)
     rows = connection.execute(query).all()
     return as_page(_jobs_of(connection, rows, cap), [row.number for row in rows], size)
+
+
+def _kept_by(within: JobFilter) -> list[sa.ColumnElement[bool]]:
+    """Conditions on a job's row."""
+    found: list[sa.ColumnElement[bool]] = []
+    if within.created_after is not None:
+        found.append(jobs.c.created_at >= within.created_after.timestamp())
+    if within.created_before is not None:
+        found.append(jobs.c.created_at < within.created_before.timestamp())
+    if within.model_id is not None:
+        found.append(jobs.c.spec["model_id"].as_string() == within.model_id)
+    if within.dataset_id is not None:
+        found.append(sa.or_(*(jobs.c.spec[name].as_string() == within.dataset_id for name in DATASET_FIELDS)))
+    return found
 
 
 def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | None) -> list[Job]:
@@ -125,6 +149,10 @@ def _in_line(job: Job, place: Place, timed: Sequence[Measured], workers: int, ca
 
 
 def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
+    if row.spec_version > SPEC_VERSION:
+        raise VersionTooOld(
+            f"job {row.id} has spec version {row.spec_version} and this process knows {SPEC_VERSION}: replace it"
+        )
     spec, state = parse_spec(row.spec), JobState(row.state)
     return Job(
         id=row.id,
@@ -147,6 +175,9 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
         error=row.error,
         result=row.result,
         numerics_key=row.numerics_key,
+        deadline_at=None if row.deadline_at is None else moment(row.deadline_at),
+        expires_at=None if row.expires_at is None else moment(row.expires_at),
+        wishes=tuple(sorted(row.wishes or ())),
     )
 
 
@@ -187,6 +218,7 @@ def parts(
     query = (
         sa.select(units)
         .where(units.c.job_id == job_id, units.c.state == UnitState.DONE.value, units.c.idx >= first)
+        .where(units.c.stored.is_not(None))  # what expired is no longer there
         .order_by(finalize_last, units.c.idx)
         .limit(limit)
     )
@@ -209,7 +241,8 @@ def checkpoints(connection: sa.Connection, owner: str, job_id: str) -> list[Chec
 
 def footprint(connection: sa.Connection, job_id: str) -> Footprint:
     """See :meth:`JobStore.footprint`."""
-    exists = connection.scalar(sa.select(jobs.c.id).where(jobs.c.id == job_id)) is not None
+    state = connection.scalar(sa.select(jobs.c.state).where(jobs.c.id == job_id))
+    exists = state is not None and state != JobState.EXPIRED.value
     attempts: dict[tuple[UnitKind, int], tuple[int, bool]] = {}
     names: dict[str, tuple[UnitKind, int]] = {}
     for row in connection.execute(

@@ -15,8 +15,28 @@ from cffa_core.storage.base import ObjectInfo
 
 T = TypeVar("T")
 
-Order = Literal["continue", "cancel", "pause"]
-"""What a worker is told to do with the unit it holds."""
+Order = Literal["continue", "cancel", "pause", "wish"]
+"""What a worker is told to do with the unit it holds; ``wish``: go on, and see what the job's owner asks for."""
+
+Wish = Literal["checkpoint", "sample"]
+"""What the owner of a running training may ask for at any time."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How long a job may take and how long its products are kept; not part of what it computes.
+
+    The deadline is a time, or seconds after the job was posted; neither: none. ``retention_seconds`` count from the
+    end of the job: 0 keeps the products for ever, None as long as the service keeps those of others.
+    """
+
+    deadline_seconds: float | None = None
+    deadline_at: datetime | None = None
+    retention_seconds: float | None = None
+
+
+USUAL_TERMS = Terms()
+"""No deadline, and kept as long as the service keeps products."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as its owner sees it. ``version`` rises with every change (it is the ETag)."""
+    """A job as its owner sees it. ``version`` rises with every change (it is the ETag).
+
+    A job that is not over at ``deadline_at`` fails; ``expires_at`` is known once it is over. ``wishes`` are what a
+    running training was asked for and has not done.
+    """
 
     id: str
     owner: str
@@ -61,6 +85,24 @@ class Job:
     result: dict[str, Any] | None = None
     numerics_key: str | None = None
     queue_position: int | None = None
+    deadline_at: datetime | None = None
+    expires_at: datetime | None = None
+    wishes: tuple[Wish, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs a listing keeps: posted from ``created_after`` on and before ``created_before``, and those whose spec
+    names a model or a data set, in whatever role."""
+
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    model_id: str | None = None
+    dataset_id: str | None = None
+
+
+ANY_JOB = JobFilter()
+"""A filter that keeps every job."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +155,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked data set. ``report`` is the public result of the check; ``stored`` are its files."""
+    """A checked data set. ``report`` is the result of the check; ``stored`` are its files.
+
+    A ``version`` above 1 was made from ``parent_id`` and shares its files. ``split`` says which pairs (by name) are for
+    ``train``, ``validation`` and ``test``; no eye is in two of them.
+    """
 
     id: str
     owner: str
@@ -123,6 +169,9 @@ class Dataset:
     report: dict[str, Any]
     stored: StoredFiles
     created_at: datetime
+    version: int = 1
+    parent_id: str | None = None
+    split: dict[str, list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,9 +240,9 @@ class WorkerRecord:
 class Footprint:
     """What the record knows of a job's objects: keys that rows point to, and the newest attempt of each unit.
 
+    ``exists`` is False for a job that was deleted, and for one whose products expired.
     ``units``: (kind, index) -> (attempt, whether it is live); ``unit_names``: names that a unit goes by in keys (its
-    id and, for the kinds that occur once, the kind) -> (kind, index). ``keys`` holds a model's files even after its
-    job was deleted (``exists`` is False then).
+    id and, for the kinds that occur once, the kind) -> (kind, index). ``keys`` holds a model's files even then.
     """
 
     exists: bool

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from cffa_core.errors import LeaseLost
+from cffa_core.jobs import wishes
 from cffa_core.jobs.catalog import add_model
 from cffa_core.jobs.lifecycle import new_unit
 from cffa_core.jobs.locked import take_claimed
@@ -61,7 +62,8 @@ def add_checkpoint(connection: sa.Connection, held: Claim, step: int, stored: St
     connection.execute(
         units.update().where(units.c.id == unit.id).values(crashes=0, crashes_since_result=0, expiries=0)
     )
-    job.note("checkpoint", step=step, attempt=held.attempt)
+    fulfilled = wishes.fulfil(job, stored)
+    job.note("checkpoint", step=step, attempt=held.attempt, **({"fulfilled": fulfilled} if fulfilled else {}))
     job.save()
     new_keys = {info.key for info in stored.files.values()}
     return tuple(sorted({item["key"] for row in superseded for item in row.stored.values()} - new_keys))

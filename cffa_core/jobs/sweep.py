@@ -1,7 +1,8 @@
 """Removal of stored objects that no row will ever point to.
 
-A worker that died after storing its files but before its commit leaves them behind, and so does a deleted job. The
-record decides what is garbage; this module only compares the two. Freeing expired leases is ``JobStore.sweep``.
+A worker that died after storing its files but before its commit leaves them behind, and so does a deleted job, or one
+whose time to be kept is over. The record decides what is garbage; this module only compares the two. Freeing expired
+leases is ``JobStore.sweep``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,20 @@ def orphans(store: JobStore, objects: ObjectStore) -> int:
         objects.delete(key)
         deleted += 1
     return deleted
+
+
+def expired(store: JobStore, objects: ObjectStore) -> int:
+    """Expire the jobs that are due: the record first, then their objects; returns how many jobs.
+
+    If this is interrupted in between, :func:`orphans` removes what is left.
+    """
+    number = 0
+    for job_id in store.expirable():
+        keys = store.expire_job(job_id)
+        for key in keys:
+            objects.delete(key)
+        number += bool(keys)
+    return number
 
 
 def garbage(store: JobStore, objects: ObjectStore) -> Iterator[str]:

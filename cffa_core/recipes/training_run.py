@@ -36,6 +36,9 @@ VALIDATION_TIMESTEPS = (200, 500, 800)
 # A rotation is a 4x4 matrix over thousands of cells per pair: more pairs would cost encoding time and change nothing.
 ROTATION_PAIRS = 32
 PREVIEW_BATCH = 5
+# Of a run that draws no previews.
+SAMPLE_PAIRS = 4
+SAMPLE = "sample"
 
 
 def learning_rate(done: int, steps: int, peak: float) -> float:
@@ -70,12 +73,13 @@ class TrainingRun:
     ) -> None:
         base.latent_shape(settings.resolution)
         lpips = Lpips.load(lpips_weights, base.device) if settings.loss.lpips_lambda else None
-        train, held_out = pairs.split_by_eye(settings.holdout, settings.seed)
+        train, held_out = pairs.for_training(settings.holdout, settings.seed)
         if not len(train):
             raise NotEnoughData("there is no pair to train on")
         self.settings, self.base, self.context, self.digest = settings, base, context, pairs.digest
         self.files = RunFolder(out)
         self.train, self.held_out, self.step = train, held_out, 0
+        self.split_is_given = pairs.split is not None
         self.best: dict[str, Any] | None = None
         self.validated: dict[str, Any] | None = None
         self.model = METHODS[settings.method](base, settings, lpips=lpips)
@@ -105,6 +109,8 @@ class TrainingRun:
                 moments.append(self.model.moments_by_modality(self.train_latents.moments(index, Variant())))
             self.model.noise_rotation = noise_rotation(moments)
             self.model.band_rotations = band_rotations(moments)
+        if self.split_is_given:
+            self.files.note("validation_log", 0, "the data set's own split counts; holdout is left aside")
         if not len(self.held_latents):
             self.files.note("validation_log", 0, "no eye is held out: the best model is the latest")
 
@@ -177,28 +183,36 @@ class TrainingRun:
             self._save_model(self.files.best)
 
     def preview(self) -> None:
-        """Draw the preview pairs, with the prompts of the training."""
+        """Draw the preview pairs of this step; they become products of the run."""
+        self._draw(self.files.previews(self.step), self.settings.preview_pairs)
+
+    def _draw(self, target: Path, pairs: int) -> None:
+        """Draw the first preview pairs, with the prompts of the training, into a new folder."""
         settings = self.settings
-        batch = min(PREVIEW_BATCH, settings.preview_pairs)
+        batch = min(PREVIEW_BATCH, pairs)
         preview = settings.preview.model_copy(update={"cf_prompt": settings.cf_prompt, "fa_prompt": settings.fa_prompt})
         sampler = PairSampler(self.model, preview, settings.resolution, batch)
 
         def on_step(done: int, total: int) -> None:
             self.context.progress("preview", done, total)
 
-        with self._averaged(), publish(self.files.previews(self.step)) as staging:
-            write_previews(sampler, settings.preview_pairs, settings.seed, staging, on_step, self._preview_structures())
+        with self._averaged(), publish(target) as staging:
+            write_previews(sampler, pairs, settings.seed, staging, on_step, self._preview_structures(pairs))
 
-    def _preview_structures(self) -> list[dict[str, torch.Tensor]]:
+    def _preview_structures(self, pairs: int) -> list[dict[str, torch.Tensor]]:
         """What the preview pairs are drawn on: held-out eyes, where there are any; nothing in most methods."""
         if not self.model.takes_structure:
             return []
         held = len(self.held_latents)
         cache, count = (self.held_structures, held) if held else (self.train_structures, len(self.train_latents))
-        return [cache.of(index % count) for index in range(self.settings.preview_pairs)]
+        return [cache.of(index % count) for index in range(pairs)]
 
-    def checkpoint(self) -> None:
-        """Keep this step's model among the latest three, then hand everything to the context."""
+    def checkpoint(self, *, with_sample: bool = False) -> None:
+        """Keep this step's model among the latest three, then hand everything to the context.
+
+        A sample is drawn as previews are, but lies in the checkpoint alone (``sample/``): it was asked for at some
+        step or other, and the products of a run do not depend on that.
+        """
         if not len(self.held_latents):
             self._save_model(self.files.best)
         self._save_model(self.files.latest(self.step))
@@ -207,6 +221,8 @@ class TrainingRun:
         try:
             with publish(staging) as folder:
                 self.files.copy_into(folder)
+                if with_sample:
+                    self._draw(folder / SAMPLE, self.settings.preview_pairs or SAMPLE_PAIRS)
                 write_state(folder, self._tensors(), self._state())
             self.context.save_checkpoint(self.step, staging)
         finally:

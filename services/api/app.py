@@ -21,6 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from cffa_core.errors import CffaError, InvalidSettings
 from cffa_core.jobs import sweep
 from cffa_core.jobs.store import JobStore
+from cffa_core.people.accounts import Accounts
+from cffa_core.people.audit import AuditLog
+from cffa_core.people.keys import key_secret
+from cffa_core.people.quotas import Limits
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_store
 from services.api import (
@@ -35,13 +39,16 @@ from services.api import (
     metrics,
     models,
     pairs,
+    people,
     problems,
     reports,
     scratch,
     web,
+    wishes,
 )
 from services.api.access import Backend
 from services.api.delivery import Delivery
+from services.api.rate_limits import RateLimits
 from services.api.request_log import RequestLog
 
 TAGS = [
@@ -53,6 +60,7 @@ TAGS = [
     {"name": "results", "description": "What jobs made: pairs, archives, reports, checkpoints, metrics."},
     {"name": "models", "description": "Products of training jobs, the input of generation."},
     {"name": "blobs", "description": "Signed, expiring links to stored bytes; they need no other permission."},
+    {"name": "people", "description": "Accounts, their keys and limits, and who changed what."},
     {"name": "service", "description": "Queue, workers, health and metrics."},
 ]
 DESCRIPTION = """
@@ -61,16 +69,20 @@ large one. Upload pairs, post a training job, post a generation job for N pairs,
 
 Every error is an RFC 9457 problem with a stable `code`, all findings in `errors`, and the `request_id` of the log line.
 """
+OPEN_TEMPLATES = frozenset({"/v1/blobs/{token}"})
 ORPHANS_SECONDS = 3600.0
 _log = logging.getLogger("cffa.api")
 
 
 def require_safe(settings: Settings) -> None:
-    """Raise :class:`InvalidSettings` if a keyless API would listen to others; a cluster's API has keys."""
-    if settings.mode == "embedded" and not settings.allow_remote and not _is_loopback(settings.host):
+    """Raise :class:`InvalidSettings` if a keyless API would listen to others, or a cluster's lacks its secret."""
+    keys.require_secret(settings)
+    open_to_all = settings.mode == "embedded" and not settings.require_keys
+    if open_to_all and not settings.allow_remote and not _is_loopback(settings.host):
         raise InvalidSettings(
             f"the embedded API has no keys, so it listens on loopback only, not on {settings.host!r}; set "
-            "CFFA_HOST=127.0.0.1, or CFFA_ALLOW_REMOTE=true if everyone who can reach this machine may use it"
+            "CFFA_HOST=127.0.0.1, or CFFA_REQUIRE_KEYS=true, or CFFA_ALLOW_REMOTE=true if everyone who can reach this "
+            "machine may use it"
         )
 
 
@@ -78,12 +90,13 @@ def create_app(settings: Settings) -> FastAPI:
     """The application for ``settings``; raises :class:`InvalidSettings` if it must not run."""
     require_safe(settings)
     cluster = settings.mode == "cluster"
-    gate = keys.Keys(settings) if cluster else None
+    keyed = cluster or settings.require_keys
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         backend = await run_in_threadpool(_open, settings)
         app.state.backend = backend
+        app.state.rate_limits = RateLimits.of(settings)
         with backend.delivery:
             sweeper = asyncio.create_task(_sweep(backend))
             try:
@@ -93,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
                 sweeper.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await sweeper
+        await app.state.rate_limits.close()
         await run_in_threadpool(backend.store.close)
 
     app = FastAPI(
@@ -107,36 +121,40 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    documentation.install(app, open_paths=keys.OPEN if cluster else None)
-    for part in (health, metrics, datasets, jobs, events, pairs, archives, reports, models, web):
+    documentation.install(app, open_paths=keys.OPEN | OPEN_TEMPLATES, keyed=keyed)
+    for part in (health, metrics, datasets, jobs, events, pairs, archives, reports, models, wishes, people, web):
         app.include_router(part.router)
-    if gate is None:
+    if not cluster:
         app.include_router(blobs.router)  # a cluster's object store serves its links itself
-    else:
-        app.add_middleware(keys.KeyGate, keys=gate)
+    app.add_middleware(keys.KeyGate, settings=settings)
     app.state.measured = metrics.Measured()
     # With a key in each request, neither its host name nor the page it came from matters.
-    app.add_middleware(RequestLog, hosts=_hosts(settings), foreign_pages=cluster, on_answer=app.state.measured.answered)
+    app.add_middleware(RequestLog, hosts=_hosts(settings), foreign_pages=keyed, on_answer=app.state.measured.answered)
     return app
 
 
 def _open(settings: Settings) -> Backend:
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    limits = Limits(settings.quota_active_jobs, settings.quota_pairs, settings.quota_bytes)
     store = JobStore(
         settings.record_url,
         max_crashes=settings.max_crashes,
         max_expiries=settings.max_expiries,
         owner_running_units=settings.owner_running_units,
+        retention_seconds=settings.retention_days * 86_400,
+        limits=limits,
         application="cffa-api",
     )
     if settings.mode == "embedded":
         store.migrate()
     scratch.remove_abandoned(settings.scratch_dir)
-    return Backend(settings, store, open_store(settings), Delivery(settings, store))
+    accounts = Accounts(store.database, key_secret(settings), defaults=limits)
+    audit = AuditLog(store.database)
+    return Backend(settings, store, open_store(settings), Delivery(settings, store), accounts, audit)
 
 
 async def _sweep(backend: Backend) -> None:
-    """Free expired leases every ``sweep_seconds``, and remove what nothing points to every hour.
+    """Free expired leases and remove expired products every ``sweep_seconds``, what nothing points to every hour.
 
     Every API and worker process does so. A failed round is logged and the next one tries again.
     """
@@ -148,6 +166,7 @@ async def _sweep(backend: Backend) -> None:
                 await run_in_threadpool(backend.store.require_schema)
                 set_up = True
             await run_in_threadpool(backend.store.sweep)
+            await run_in_threadpool(sweep.expired, backend.store, backend.objects)
             if time.monotonic() > orphans_due:
                 orphans_due = time.monotonic() + ORPHANS_SECONDS
                 await run_in_threadpool(_remove_what_nobody_needs, backend)
@@ -159,6 +178,8 @@ async def _sweep(backend: Backend) -> None:
 def _remove_what_nobody_needs(backend: Backend) -> None:
     """Folders of killed uploads (each process looks after its own scratch), and, in turn, orphaned objects."""
     scratch.remove_abandoned(backend.settings.scratch_dir)
+    if backend.store.take_turn("audit", ORPHANS_SECONDS / 2):
+        backend.audit.forget(backend.settings.audit_days)
     if backend.store.take_turn("orphans", ORPHANS_SECONDS / 2):
         sweep.orphans(backend.store, backend.objects)
 
@@ -174,7 +195,7 @@ def _is_loopback(host: str) -> bool:
 
 def _hosts(settings: Settings) -> frozenset[str] | None:
     """Names the API answers under; None (any) when it was opened to others, who know it by names we cannot."""
-    if settings.allow_remote or settings.mode == "cluster":
+    if settings.allow_remote or settings.require_keys or settings.mode == "cluster":
         return None
     known = {"localhost", "127.0.0.1", "::1", settings.host, urlsplit(settings.url).hostname or ""}
     return frozenset(known - {""})

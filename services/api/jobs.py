@@ -10,14 +10,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
+from pydantic import AwareDatetime
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from cffa_core.errors import CffaError
-from cffa_core.jobs.records import Job
+from cffa_core.jobs.records import Job, JobFilter
 from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import TERMINAL, JobState
 from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
+from services.api.job_terms import JobTerms
 from services.api.paging import PageSize, PageToken
 from services.api.problems import Answers, documented
 from services.api.ranges import etag_matches
@@ -43,7 +45,7 @@ def post_training_job(
     request: TrainingJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue the training of a pair method on a data set. The product is a model."""
-    return _create(backend, owner, request.spec(), request.priority, idempotency_key)
+    return _create(backend, owner, request.spec(), request, idempotency_key)
 
 
 @router.post(
@@ -58,7 +60,7 @@ def post_generation_job(
     request: GenerationJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue the making of `count` pairs with a model. Parts of the result can be downloaded while the job runs."""
-    return _create(backend, owner, request.spec(), request.priority, idempotency_key)
+    return _create(backend, owner, request.spec(), request, idempotency_key)
 
 
 @router.post(
@@ -74,11 +76,11 @@ def post_evaluation_job(
 ) -> Response:
     """Queue the measuring of pairs, made by a generation job or uploaded, against real ones. The product is a report:
     alignment, fidelity, diversity, and memorisation where the training pairs are known."""
-    return _create(backend, owner, request.spec(), request.priority, idempotency_key)
+    return _create(backend, owner, request.spec(), request, idempotency_key)
 
 
-def _create(backend: Backend, owner: str, spec: JobSpec, priority: int, key: str | None) -> Response:
-    job, created = backend.store.create_job(owner, spec, priority=priority, idempotency_key=key)
+def _create(backend: Backend, owner: str, spec: JobSpec, on: JobTerms, key: str | None) -> Response:
+    job, created = backend.store.create_job(owner, spec, priority=on.priority, idempotency_key=key, asked=on.terms())
     headers = {"Location": f"/v1/jobs/{job.id}"}
     if created:
         backend.delivery.announce(job)
@@ -98,11 +100,17 @@ def list_jobs(
     owner: Owner,
     kind: Kind | None = None,
     state: JobState | None = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Posted then or later.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Posted earlier.")] = None,
+    model_id: Annotated[str | None, Query(max_length=40, description="Whose spec names this model.")] = None,
+    dataset_id: Annotated[str | None, Query(max_length=40, description="Whose spec names this data set.")] = None,
     page_size: PageSize = 50,
     page_token: PageToken = None,
 ) -> JobList:
-    """One page of jobs; `kind` and `state` filter."""
-    page = backend.store.list_jobs(owner, kind, state, page_size, page_token)
+    """One page of jobs; every filter that is given must hold. A data set is named by trainings that learn from it,
+    generations that draw its structures, and evaluations that measure or compare it."""
+    within = JobFilter(created_after, created_before, model_id, dataset_id)
+    page = backend.store.list_jobs(owner, kind, state, page_size, page_token, within=within)
     return JobList(items=[JobView.of(job) for job in page.items], next_page_token=page.next_token)
 
 
@@ -149,7 +157,7 @@ def _post_action(
         operation_id=f"{verb}Job",
         summary=summary,
         description=description,
-        responses=documented(403, 404, 409, 503),
+        responses=documented(403, 404, 409, 410, 503),
     )
 
 
@@ -168,7 +176,11 @@ def resume_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     return _queued(backend, backend.store.resume_job(owner, job_id))
 
 
-@_post_action("retry", "Retry a failed or canceled job", "Finished parts and checkpoints are kept; the rest is queued.")
+@_post_action(
+    "retry",
+    "Retry a failed or canceled job",
+    "Finished parts and checkpoints are kept; the rest is queued, without the deadline.",
+)
 def retry_job(job_id: JobId, backend: TheBackend, owner: Owner) -> Response:
     return _queued(backend, backend.store.retry_job(owner, job_id))
 

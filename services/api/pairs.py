@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request, Response
 
-from cffa_core.errors import Conflict, CorruptArtifact, Gone, NotFound, Problem
+from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound, Problem
 from cffa_core.jobs.records import Job, Part
 from cffa_core.jobs.spec import GenerationSpec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
@@ -102,12 +102,12 @@ for _method in ("GET", "HEAD"):
 
 
 def generation_job(backend: Backend, owner: str, job_id: str) -> tuple[Job, GenerationSpec]:
-    """The job and its spec; raises ``Conflict`` if it is of another kind, ``Gone`` if its products were removed."""
+    """The job and its spec; raises ``Conflict`` if it is of another kind, ``Expired`` if its products were removed."""
     job = backend.store.get_job(owner, job_id)
     if not isinstance(job.spec, GenerationSpec):
         raise Conflict(f"job {job_id} is a {job.kind} job; only generation jobs make pairs and archives")
     if job.state is JobState.EXPIRED:
-        raise Gone(f"the products of job {job_id} were removed by retention")
+        raise Expired(f"the products of job {job_id} were removed by retention")
     return job, job.spec
 
 

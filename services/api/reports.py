@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from fastapi import APIRouter, Request, Response
 
-from cffa_core.errors import Conflict, CorruptArtifact, Gone, NotFound
+from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.storage.base import ObjectInfo
@@ -94,12 +94,12 @@ for _method in ("GET", "HEAD"):
 
 
 def _files(backend: Backend, owner: str, job_id: str) -> dict[str, ObjectInfo]:
-    """Files of the report of a succeeded evaluation; raises ``Conflict``, ``Gone`` or ``NotFound``."""
+    """Files of the report of a succeeded evaluation; raises ``Conflict``, ``Expired`` or ``NotFound``."""
     job = backend.store.get_job(owner, job_id)
     if job.kind is not Kind.EVALUATION:
         raise Conflict(f"job {job_id} is a {job.kind} job; only evaluation jobs make a report")
     if job.state is JobState.EXPIRED:
-        raise Gone(f"the products of job {job_id} were removed by retention")
+        raise Expired(f"the products of job {job_id} were removed by retention")
     if job.state is not JobState.SUCCEEDED:
         raise not_made(job, "the report")
     (unit,) = backend.store.parts(owner, job_id, kind=UnitKind.EVALUATE)

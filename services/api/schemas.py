@@ -11,9 +11,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cffa_core.jobs.records import Counts, Dataset, Event, Job, Progress
+from cffa_core.jobs.records import Counts, Dataset, Event, Job, Progress, Wish
 from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, TrainingSpec
 from cffa_core.jobs.state import TERMINAL, JobState
+from services.api.job_terms import TERMS, JobTerms
 
 JOB = "job_0123456789abcdefghij"
 DATASET = "ds_0123456789abcdefghij"
@@ -21,16 +22,18 @@ MODEL = "mdl_0123456789abcdefghij"
 NOON = "2026-11-21T12:00:00Z"
 SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
-PRODUCTS = {Kind.TRAINING: ["checkpoints"], Kind.GENERATION: ["pairs", "archives"], Kind.EVALUATION: ["report"]}
-
-Priority = Annotated[int, Field(ge=-100, le=100, description="Among one owner's jobs, higher goes first.")]
+PRODUCTS = {
+    Kind.TRAINING: ["checkpoints", "previews"],
+    Kind.GENERATION: ["pairs", "archives"],
+    Kind.EVALUATION: ["report"],
+}
 
 
 def example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [value]})
 
 
-class TrainingJobRequest(TrainingSpec):
+class TrainingJobRequest(TrainingSpec, JobTerms):
     """A training job as posted."""
 
     model_config = ConfigDict(
@@ -46,14 +49,13 @@ class TrainingJobRequest(TrainingSpec):
             ]
         }
     )
-    priority: Priority = 0
 
     def spec(self) -> TrainingSpec:
         """The part that is stored and computed."""
-        return TrainingSpec.model_validate(self.model_dump(exclude={"priority"}))
+        return TrainingSpec.model_validate(self.model_dump(exclude=set(TERMS)))
 
 
-class GenerationJobRequest(GenerationSpec):
+class GenerationJobRequest(GenerationSpec, JobTerms):
     """A generation job as posted."""
 
     model_config = ConfigDict(
@@ -63,24 +65,22 @@ class GenerationJobRequest(GenerationSpec):
             ]
         }
     )
-    priority: Priority = 0
 
     def spec(self) -> GenerationSpec:
         """The part that is stored and computed."""
-        return GenerationSpec.model_validate(self.model_dump(exclude={"priority"}))
+        return GenerationSpec.model_validate(self.model_dump(exclude=set(TERMS)))
 
 
-class EvaluationJobRequest(EvaluationSpec):
+class EvaluationJobRequest(EvaluationSpec, JobTerms):
     """An evaluation job as posted."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"generation_job_id": JOB, "reference_dataset_id": DATASET, "max_pairs": 256}]}
     )
-    priority: Priority = 0
 
     def spec(self) -> EvaluationSpec:
         """The part that is stored and computed."""
-        return EvaluationSpec.model_validate(self.model_dump(exclude={"priority"}))
+        return EvaluationSpec.model_validate(self.model_dump(exclude=set(TERMS)))
 
 
 class CountsView(BaseModel):
@@ -119,7 +119,11 @@ class ProgressView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job. ``version`` rises with every change and is its ETag; ``entered`` says when it reached each state."""
+    """A job. ``version`` rises with every change and is its ETag; ``entered`` says when it reached each state.
+
+    A job that is not over at ``deadline_at`` fails. ``expires_at``, known once it is over, is when its products are
+    removed (null: never). ``wishes`` are what a running training was asked for and has not done yet.
+    """
 
     model_config = example(
         {
@@ -140,6 +144,9 @@ class JobView(BaseModel):
             "error": None,
             "result": None,
             "numerics_key": None,
+            "deadline_at": None,
+            "expires_at": None,
+            "wishes": [],
             "links": {"self": f"/v1/jobs/{JOB}", "pairs": f"/v1/jobs/{JOB}/pairs"},
         }
     )
@@ -160,6 +167,9 @@ class JobView(BaseModel):
     error: dict[str, Any] | None
     result: dict[str, Any] | None
     numerics_key: str | None
+    deadline_at: datetime | None
+    expires_at: datetime | None
+    wishes: list[Wish]
     links: dict[str, str]
 
     @classmethod
@@ -185,6 +195,9 @@ class JobView(BaseModel):
             error=job.error,
             result=job.result,
             numerics_key=job.numerics_key,
+            deadline_at=job.deadline_at,
+            expires_at=job.expires_at,
+            wishes=list(job.wishes),
             links={"self": here} | {name: f"{here}/{name}" for name in names},
         )
 

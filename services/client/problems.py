@@ -11,6 +11,7 @@ import httpx
 from cffa_core.errors import (
     CffaError,
     Conflict,
+    Expired,
     Gone,
     InvalidDataset,
     InvalidSpec,
@@ -80,6 +81,12 @@ class ApiGone(ApiError, Gone):
     code = Gone.code
 
 
+class ApiExpired(ApiError, Expired):
+    """410: the job's products were removed by retention."""
+
+    code = Expired.code
+
+
 class ApiInvalidSpec(ApiError, InvalidSpec):
     """422: a specification that can never run."""
 
@@ -111,6 +118,7 @@ _BY_CODE: dict[str, type[ApiError]] = {
         ApiNotFound,
         ApiConflict,
         ApiGone,
+        ApiExpired,
         ApiInvalidSpec,
         ApiInvalidDataset,
         ApiModelUnavailable,

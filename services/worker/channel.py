@@ -15,7 +15,8 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
-from services.worker.protocol import ORDERS, Answer, Message, Stop, WorkOrder
+from cffa_core.jobs.records import Wish
+from services.worker.protocol import ORDERS, Answer, Message, Stop, Wished, WorkOrder
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,6 +30,7 @@ class Channel:
         self._orders: queue.Queue[WorkOrder] = queue.Queue()
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._stop = threading.Event()
+        self._wishes: queue.SimpleQueue[Wish] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     def send(self, message: Message) -> None:
@@ -52,16 +54,28 @@ class Channel:
         """Whether the unit in hand is to be left."""
         return self._stop.is_set()
 
+    def take_wishes(self) -> frozenset[Wish]:
+        """What was asked for since the last time; each wish is given once."""
+        taken: set[Wish] = set()
+        while True:
+            try:
+                taken.add(self._wishes.get_nowait())
+            except queue.Empty:
+                return frozenset(taken)
+
     def _read(self) -> None:
         for line in self._incoming:
             order = ORDERS.validate_json(line)
             if isinstance(order, WorkOrder):
+                self.take_wishes()
                 self._stop.clear()  # here, in the order of the pipe: a stop that follows belongs to this order
                 self._orders.put(order)
             elif isinstance(order, Answer):
                 self._answers.put(order)
             elif isinstance(order, Stop):
                 self._stop.set()
+            elif isinstance(order, Wished):
+                self._wishes.put(order.what)
         os._exit(0)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cffa_core.errors import Cancelled, CffaError, CorruptArtifact, LeaseLost, NotFound
-from cffa_core.jobs.records import StoredFiles
+from cffa_core.jobs.records import StoredFiles, Wish
 from cffa_core.storage.base import ObjectStore, checkpoint_key, part_key
 from cffa_core.storage.manifest import publish_folder
 from services.worker.channel import Channel
@@ -81,6 +81,10 @@ class UnitContext:
             raise LeaseLost(f"the checkpoint of step {step} was refused: this attempt no longer owns the unit")
         for key in answer.superseded:
             self._objects.delete(key)
+
+    def wishes(self) -> frozenset[Wish]:
+        """What the job's owner asked for since the last call."""
+        return self._channel.take_wishes()
 
     def latest_checkpoint(self) -> Path | None:
         """Fetch and verify the newest recorded checkpoint whose bytes are intact.

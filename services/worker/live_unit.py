@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cffa_core.jobs.records import Claim, Progress
+from cffa_core.jobs.records import Claim, Progress, Wish
 from services.worker.child_process import ChildProcess
 from services.worker.lease_guard import LeaseGuard
 
@@ -30,6 +30,7 @@ class LiveUnit:
 
     ``renewed`` is when the last renewal was asked for, ``moved`` when the child's step counter last rose (for a new
     unit it lies in the future: starting may take that long), ``deadline`` when a child asked to stop is killed.
+    ``told`` are wishes of the job's owner that the child has heard of.
     """
 
     claim: Claim
@@ -44,5 +45,6 @@ class LiveUnit:
     checkpoints: int = 0
     stopping: str | None = None
     deadline: float = 0.0
+    told: set[tuple[Wish, float]] = field(default_factory=set)
     released_because: str | None = None
     avoid_seconds: float = 0.0

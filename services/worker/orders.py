@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from cffa_core.errors import Expired
 from cffa_core.jobs.records import Checkpoint, Claim, Dataset, StoredFiles
 from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
-from cffa_core.jobs.state import UnitKind
+from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.jobs.store import JobStore
 from cffa_core.rng import derive_seed
 from cffa_core.settings import Settings
@@ -36,6 +37,12 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
         else:
             (evaluated,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.EVALUATE)
             inputs["evaluate"], facts["sets"] = evaluated.stored, evaluated.info.get("sets", {})
+    elif isinstance(claim.spec, ExportSpec):
+        if claim.kind is UnitKind.EXPORT:
+            inputs["parts"] = _parts_to_export(store, claim.owner, claim.spec)
+        else:
+            (exported,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.EXPORT)
+            inputs["export"], facts["export"] = exported.stored, exported.info
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
         facts["model_digest"] = model.digest
@@ -82,6 +89,8 @@ def _name_sets(
     elif spec.generation_job_id is not None:
         job = store.get_job(owner, spec.generation_job_id)
         assert isinstance(job.spec, GenerationSpec)  # posted only for such a job
+        if job.state is JobState.EXPIRED:
+            raise Expired(f"the pairs of job {job.id} were removed by retention")
         manifest = (job.result or {}).get("manifest", {})
         indices = list(range(job.spec.count))
         if len(indices) > spec.max_pairs:
@@ -95,6 +104,13 @@ def _name_sets(
     if spec.train_dataset_id is not None:
         add("train", store.get_dataset(owner, spec.train_dataset_id))
     facts["sets"] = sets
+
+
+def _parts_to_export(store: JobStore, owner: str, spec: ExportSpec) -> StoredFiles:
+    job = store.get_job(owner, spec.generation_job_id)
+    if job.state is JobState.EXPIRED:
+        raise Gone(f"the pairs of job {job.id} were removed by retention; generate them again")
+    return _part_files(store, owner, job.id, set(numbers_of(spec.parts)))
 
 
 def _part_files(store: JobStore, owner: str, job_id: str, needed: set[int]) -> StoredFiles:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter
 
 from cffa_core.errors import Problem
-from cffa_core.jobs.records import NewModel, StoredFiles
+from cffa_core.jobs.records import NewModel, StoredFiles, Wish
 from cffa_core.jobs.spec import JobSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.settings import Settings
@@ -69,6 +69,13 @@ class Stop(Message):
     """Leave the unit at the next safe point and report :class:`Stopped`."""
 
     type: Literal["stop"] = "stop"
+
+
+class Wished(Message):
+    """The job's owner asks a training for something at its next step; the unit goes on."""
+
+    type: Literal["wish"] = "wish"
+    what: Wish
 
 
 # --- child to supervisor ------------------------------------------------------------------------------------------
@@ -135,7 +142,7 @@ class Failed(Message):
     prepared: bool
 
 
-Order = Annotated[WorkOrder | Answer | Stop, Field(discriminator="type")]
+Order = Annotated[WorkOrder | Answer | Stop | Wished, Field(discriminator="type")]
 Report = Annotated[Ready | Beat | CheckpointSaved | Done | Stopped | Failed, Field(discriminator="type")]
 
 ORDERS: TypeAdapter[Order] = TypeAdapter(Order)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from cffa_core.errors import CffaError, LeaseLost, NumericsMismatch
 from cffa_core.jobs.records import Claim, Progress
-from cffa_core.jobs.state import UnitKind
+from cffa_core.jobs.state import COMPUTES_NOTHING
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from services.worker.child_process import ChildProcess
@@ -24,7 +24,7 @@ from services.worker.lease_guard import LeaseGuard
 from services.worker.live_unit import LiveUnit, Outcome
 from services.worker.metrics import WorkerMetrics
 from services.worker.orders import order_for
-from services.worker.protocol import Answer, Beat, CheckpointSaved, Done, Failed, Ready, Report, Stop, Stopped
+from services.worker.protocol import Answer, Beat, CheckpointSaved, Done, Failed, Ready, Report, Stop, Stopped, Wished
 from services.worker.scratch import Scratch
 
 CHILD_COMMAND = (sys.executable, "-m", "services.worker.child")
@@ -201,7 +201,7 @@ class Supervisor:
         return self._count_crash(unit, reason, None)
 
     def _count_crash(self, unit: LiveUnit, reason: str, trace: str | None) -> Outcome:
-        if not unit.prepared and unit.claim.kind is not UnitKind.FINALIZE:
+        if not unit.prepared and unit.claim.kind not in COMPUTES_NOTHING:
             # It died while it fetched inputs or imported libraries: no fault of this job.
             self._give_back(unit.claim, f"worker_unwell: {reason}")
             return Outcome("crashed", unwell=True)
@@ -242,6 +242,8 @@ class Supervisor:
             unit.renewed, unit.progress = asked, None
             unit.guard.renewed(asked)
             self._write_metrics(unit)
+            if order == "wish":
+                self._pass_on_wishes(unit)
         except LeaseLost:
             raise
         except CffaError as error:
@@ -249,8 +251,14 @@ class Supervisor:
                 raise
             log.warning("the record could not be reached: %s", error.message)
             return
-        if order != "continue" and unit.stopping is None:
+        if order in ("cancel", "pause") and unit.stopping is None:
             self._ask_to_stop(unit, order, self._settings.cancel_grace_seconds)
+
+    def _pass_on_wishes(self, unit: LiveUnit) -> None:
+        """Tell the child what its job's owner asks for, each wish once; the checkpoint it makes strikes it off."""
+        for wish in sorted(self._store.wishes(unit.claim).items() - unit.told):
+            unit.child.send(Wished(what=wish[0]))
+            unit.told.add(wish)
 
     def _write_metrics(self, unit: LiveUnit) -> None:
         while unit.metrics:
@@ -259,7 +267,7 @@ class Supervisor:
             unit.metrics.popleft()
 
     def _ask_to_stop(self, unit: LiveUnit, why: str, grace: float) -> None:
-        if not unit.prepared and unit.claim.kind is not UnitKind.FINALIZE:
+        if not unit.prepared and unit.claim.kind not in COMPUTES_NOTHING:
             grace = min(grace, UNPREPARED_SECONDS)  # it imports libraries, deaf to us, and has nothing to lose
         unit.stopping, unit.deadline = why, time.monotonic() + grace
         unit.child.send(Stop())
@@ -305,7 +313,7 @@ class Supervisor:
     def _cannot_match(self, claim: Claim) -> bool:
         """Whether this worker is known to compute otherwise than the job is bound to."""
         return (
-            claim.kind is not UnitKind.FINALIZE
+            claim.kind not in COMPUTES_NOTHING
             and claim.numerics_key is not None
             and self._versions is not None
             and not claim.numerics_key.startswith(self._versions)
