@@ -43,6 +43,7 @@ LIMITS = frozenset(Limits.__dataclass_fields__)
 REMEMBERED_SECONDS = 5.0
 REMEMBERED_KEYS = 10_000
 USED_EVERY = 60.0
+LONGEST_LIFE = 100 * 366 * 86_400.0
 _log = logging.getLogger("cffa.people")
 
 
@@ -80,8 +81,8 @@ class Accounts:
 
         def create(connection: sa.Connection) -> Account:
             values = {"owner": owner, "limits": own, "created_at": clock()}
-            made = connection.execute(insert_account(connection).values(values).on_conflict_do_nothing()).rowcount
-            if not made:
+            new = insert_account(connection).values(values).on_conflict_do_nothing().returning(accounts.c.owner)
+            if connection.scalar(new) is None:
                 raise Conflict(f"there is an account {owner} already")
             return account(connection, owner)
 
@@ -148,8 +149,9 @@ class Accounts:
 
         def create(connection: sa.Connection) -> ApiKey:
             require_account(connection, owner)
-            if until is not None and until <= (connection.scalar(sa.select(clock())) or 0.0):
-                _refuse("/expires_at", "in_the_past", "the key would have expired already")
+            now = connection.scalar(sa.select(clock())) or 0.0
+            if until is not None and not now < until < now + LONGEST_LIFE:
+                _refuse("/expires_at", "out_of_range", "a key expires some time within the next hundred years")
             connection.execute(
                 api_keys.insert().values(
                     id=key_id,
@@ -217,9 +219,8 @@ class Accounts:
         if not keys.is_well_formed(key):
             return None
         digest, now = keys.digest(key, self._secret), self._now()
-        with self._lock:
-            known = self._known.get(digest)
-        if known is not None and now < known[0]:
+        known = self._known_of(digest, now)
+        if known is not None:
             return known[1]
         caller = self._ask(digest)
         with self._lock:
@@ -227,6 +228,18 @@ class Accounts:
                 self._known.clear()
             self._known[digest] = (now + REMEMBERED_SECONDS, caller)
         return caller
+
+    def remembered(self, key: str) -> Caller | None:
+        """As :meth:`find`, from memory alone: no question is asked, None may also mean that there is one to ask."""
+        if not keys.is_well_formed(key):
+            return None
+        known = self._known_of(keys.digest(key, self._secret), self._now())
+        return None if known is None else known[1]
+
+    def _known_of(self, digest: str, now: float) -> tuple[float, Caller | None] | None:
+        with self._lock:
+            known = self._known.get(digest)
+        return known if known is not None and now < known[0] else None
 
     def _ask(self, digest: str) -> Caller | None:
         unused = sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < clock() - USED_EVERY)

@@ -30,6 +30,7 @@ NEEDS = {
 }
 SECRETS = {
     "cffa_bootstrap_key": 24,
+    "cffa_key_secret": 32,
     "cffa_database_password": 24,
     "cffa_s3_access_key": 10,
     "cffa_s3_secret_key": 24,

@@ -1,7 +1,7 @@
 """What a route may use, and on whose behalf: the open record and stores, and the owner of the request.
 
-Embedded mode on loopback needs no key: everything belongs to ``local``. In a cluster ``keys`` decided before, by the
-key that the request carries.
+Who that is decided the gate before (``keys``), by the key that the request carries. Embedded mode on loopback needs
+none: everything belongs to ``local``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from pydantic import AfterValidator
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.store import JobStore
+from cffa_core.people.accounts import Accounts
+from cffa_core.people.audit import AuditLog
+from cffa_core.people.keys import Caller
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
 from services.api.delivery import Delivery
 from services.api.problems import Unauthorized
 from services.api.watching import Watches
 
-LOCAL_OWNER = "local"
 CHECKS_AT_ONCE = 2
 
 
@@ -40,6 +42,8 @@ class Backend:
     store: JobStore
     objects: ObjectStore
     delivery: Delivery
+    accounts: Accounts
+    audit: AuditLog
     checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
     stopping: threading.Event = field(default_factory=threading.Event)
     watches: Watches = field(default_factory=Watches)
@@ -52,14 +56,17 @@ def backend(request: Request) -> Backend:
     return found
 
 
+def current_caller(request: Request) -> Caller:
+    """Who this request speaks for: the gate has found out."""
+    caller = request.scope.get("state", {}).get("caller")
+    if not isinstance(caller, Caller):
+        raise Unauthorized("this request was let in without a key")
+    return caller
+
+
 def current_owner(request: Request) -> str:
     """Whose data this request sees."""
-    if backend(request).settings.mode == "embedded":
-        return LOCAL_OWNER
-    owner = request.scope.get("state", {}).get("owner")
-    if not isinstance(owner, str):
-        raise Unauthorized("this request was let in without a key")
-    return owner
+    return current_caller(request).owner
 
 
 def _id(prefix: str, what: str) -> AfterValidator:
@@ -76,9 +83,12 @@ def _id(prefix: str, what: str) -> AfterValidator:
 
 JobId = Annotated[str, _id("job", "job")]
 DatasetId = Annotated[str, _id("ds", "data set")]
+UploadId = Annotated[str, _id("up", "upload")]
 ModelId = Annotated[str, _id("mdl", "model")]
+KeyId = Annotated[str, _id("key", "key")]
 TheBackend = Annotated[Backend, Depends(backend)]
 Owner = Annotated[str, Depends(current_owner)]
+TheCaller = Annotated[Caller, Depends(current_caller)]
 IdempotencyKey = Annotated[
     str | None,
     Header(

@@ -14,21 +14,22 @@ REF = "#/components/schemas/{model}"
 _FRAMEWORK_ERRORS = ("HTTPValidationError", "ValidationError")
 
 
-def install(app: FastAPI, *, open_paths: Collection[str] | None) -> None:
+def install(app: FastAPI, *, open_paths: Collection[str], keyed: bool) -> None:
     """Make ``app`` describe itself with :func:`describe`; the document is built once, when first asked for."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = describe(app, open_paths=open_paths)
+            app.openapi_schema = describe(app, open_paths=open_paths, keyed=keyed)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def describe(app: FastAPI, *, open_paths: Collection[str] | None) -> dict[str, Any]:
+def describe(app: FastAPI, *, open_paths: Collection[str], keyed: bool) -> dict[str, Any]:
     """Build the document: FastAPI's own validation errors become problems, whose schema is added.
 
-    ``open_paths`` are those that need no key; None where no path needs one.
+    ``open_paths`` are those that are nobody's affair; the others may be asked too often and, where the service is
+    ``keyed``, need a key of the right scope.
     """
     document = get_openapi(
         title=app.title,
@@ -47,15 +48,12 @@ def describe(app: FastAPI, *, open_paths: Collection[str] | None) -> dict[str, A
         for operation in item.values():
             if "422" in operation["responses"]:
                 operation["responses"]["422"] = documented(422)[422]
-    if open_paths is not None:
-        _require_key(document, open_paths)
-    return document
-
-
-def _require_key(document: dict[str, Any], open_paths: Collection[str]) -> None:
-    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    if keyed:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, item in document["paths"].items():
         if path not in open_paths:
             for operation in item.values():
-                operation["security"] = [{"key": []}]
-                operation["responses"]["401"] = documented(401)[401]
+                operation["responses"] |= documented(*((401, 403, 429) if keyed else (429,)))
+                if keyed:
+                    operation["security"] = [{"key": []}]
+    return document

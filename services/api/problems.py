@@ -30,8 +30,10 @@ from cffa_core.errors import (
     NotFound,
     NumericsMismatch,
     Problem,
+    QuotaExceeded,
     RecordOutdated,
     StorageUnavailable,
+    TooManyActiveJobs,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -58,6 +60,30 @@ class Forbidden(CffaError):
     code = "forbidden"
 
 
+class ScopeTooSmall(CffaError):
+    """The key is right, and of a scope that may not do this."""
+
+    code = "scope_too_small"
+
+
+class RateLimited(CffaError):
+    """One request too many of this key; ``headers`` say when the next may come (draft-ietf-httpapi-ratelimit-headers).
+
+    ``policy`` names the limit: ``requests``, or ``posts`` for requests that change something.
+    """
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, policy: str, amount: int, window_seconds: int, retry_after: int) -> None:
+        super().__init__(f"this key may send {amount} {policy} in {window_seconds} s; come back in {retry_after} s")
+        self.headers = {
+            "Retry-After": str(retry_after),
+            "RateLimit-Policy": f'"{policy}";q={amount};w={window_seconds}',
+            "RateLimit": f'"{policy}";r=0;t={retry_after}',
+        }
+
+
 class PayloadTooLarge(CffaError):
     """The body is larger than this route takes."""
 
@@ -78,6 +104,8 @@ _STATUS: dict[type[CffaError], int] = {
     BadRequest: 400,
     Unauthorized: 401,
     Forbidden: 403,
+    ScopeTooSmall: 403,
+    QuotaExceeded: 403,
     NotFound: 404,
     Conflict: 409,
     LeaseLost: 409,
@@ -91,6 +119,8 @@ _STATUS: dict[type[CffaError], int] = {
     ModelUnavailable: 422,
     NotEnoughData: 422,
     CorruptArtifact: 500,
+    TooManyActiveJobs: 429,
+    RateLimited: 429,
     StorageUnavailable: 503,
 }
 UNEXPECTED = "an unexpected error; the server's log has it under this request_id"
@@ -208,6 +238,8 @@ def from_typed(request: Request, error: CffaError) -> JSONResponse:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="cffa"'
+    if isinstance(error, RateLimited):
+        headers |= error.headers
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
     return response(

@@ -20,10 +20,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cffa_core.errors import InvalidSettings, StorageUnavailable
+from cffa_core.people.rows import ADMIN
 from cffa_core.settings import Settings
 from services.api.access import Backend
 from services.api.app import create_app
-from services.api.keys import ADMIN
 from services.api.setup import set_up
 from tests.api.driving import URL, Worker, good_upload, png, problem, sha256
 from tests.servers import S3_ACCESS_KEY, S3_SECRET_KEY, Server
@@ -47,6 +47,7 @@ def fresh(postgres: Server, s3: Server, home: Path) -> dict[str, str]:
         "CFFA_S3_ACCESS_KEY": S3_ACCESS_KEY,
         "CFFA_S3_SECRET_KEY": S3_SECRET_KEY,
         "CFFA_BOOTSTRAP_KEY": KEY,
+        "CFFA_KEY_SECRET": "s" * 40,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import re
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from cffa_core.errors import InvalidSettings
+from cffa_core.people.keys import Scope, new_key
 from cffa_core.settings import Settings
 from services.api.app import create_app
-from services.api.keys import OPEN, Keys
+from services.api import keys
+from services.api.keys import OPEN
 from tests.api.driving import URL, problem
 
 KEY = "k" * 40
@@ -27,6 +31,7 @@ NOWHERE: dict[str, Any] = {
     "s3_access_key": "cffa",
     "s3_secret_key": "only-for-servers-on-loopback",
     "sweep_seconds": 3600.0,
+    "key_secret": "s" * 40,
 }
 # Routes that are no operation of the API: the page.
 PAGE = {("get", "/"), ("get", "/web/index.html"), ("get", "/web/page.js"), ("get", "/openapi.json")}
@@ -96,7 +101,8 @@ def test_the_document_says_so(keyed: TestClient) -> None:
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     for path, item in document["paths"].items():
         for operation in item.values():
-            assert ("401" in operation["responses"], "security" in operation) == (path not in OPEN,) * 2, path
+            said = ["security" in operation, *(status in operation["responses"] for status in ("401", "403", "429"))]
+            assert said == [path not in OPEN] * 4, path
 
 
 def test_other_host_names_and_pages_are_fine_with_a_key(keyed: TestClient) -> None:
@@ -112,12 +118,72 @@ def test_the_key_is_in_no_log(keyed: TestClient, caplog: pytest.LogCaptureFixtur
     assert KEY not in caplog.text and "wrong" * 8 not in caplog.text
 
 
-def test_a_cluster_without_a_key_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidSettings, match="CFFA_BOOTSTRAP_KEY"):
-        create_app(Settings(home=tmp_path, **NOWHERE))
+def test_a_well_formed_key_is_asked_about_and_a_mistyped_one_is_not(keyed: TestClient) -> None:
+    key = new_key()
+    problem(keyed.get("/v1/jobs", headers=bearer(key)), 503, "storage_unavailable")
+    problem(keyed.get("/v1/jobs", headers=bearer(key[:-1] + "!")), 401, "unauthorized")
+    problem(keyed.get("/v1/jobs", headers=bearer(key[:20] + key[21:])), 401, "unauthorized")
 
 
-def test_an_owner_per_key() -> None:
-    keys = Keys(Settings(bootstrap_key=KEY, **NOWHERE))
-    assert keys.owner_of(KEY) == "admin"
-    assert [keys.owner_of(key) for key in ("", KEY + "x", KEY.upper(), "ä" * 40)] == [None] * 4
+def test_a_cluster_without_a_secret_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="CFFA_KEY_SECRET"):
+        create_app(Settings(home=tmp_path, **(NOWHERE | {"key_secret": ""})))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("key_secret", "changeme"),
+        ("key_secret", "x" * 31),
+        ("bootstrap_key", "secret"),
+        ("bootstrap_key", "x" * 31),
+        ("s3_secret_key", "minioadmin"),
+        ("s3_secret_key", "x" * 15),
+    ],
+)
+def test_a_cluster_refuses_default_and_short_secrets(name: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=f"CFFA_{name.upper()} is a default or shorter") as caught:
+        Settings(**(NOWHERE | {name: value}))
+    assert value not in str(caught.value)
+
+
+def test_embedded_with_keys_refuses_them_too(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="CFFA_BOOTSTRAP_KEY"):
+        Settings(home=tmp_path, require_keys=True, bootstrap_key="short")
+
+
+def test_the_bootstrap_key_is_compared_as_a_digest_in_constant_time(
+    keyed: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[Any, Any]] = []
+    real = hmac.compare_digest
+
+    def spy(given: Any, right: Any) -> bool:
+        compared.append((given, right))
+        return real(given, right)
+
+    monkeypatch.setattr(keys.hmac, "compare_digest", spy)
+    guesses = [KEY, "k", KEY[:-1] + "x", KEY * 3, "ä" * 40]
+    for guess in guesses:
+        keyed.get("/v1/jobs", headers={"Authorization": f"Bearer {guess}".encode()})
+    assert len(compared) == len(guesses)
+    assert {len(given) for given, _ in compared} == {32} and len({right for _, right in compared}) == 1
+
+
+def test_scopes_by_method_and_path() -> None:
+    for method, path, needed in (
+        ("GET", "/v1/jobs", Scope.VIEWER),
+        ("HEAD", "/v1/jobs/x/pairs/0/cf.png", Scope.VIEWER),
+        ("POST", "/v1/jobs/x:cancel", Scope.RESEARCHER),
+        ("DELETE", "/v1/jobs/x", Scope.RESEARCHER),
+        ("PUT", "/v1/whatever-comes-next", Scope.RESEARCHER),
+        ("GET", "/v1/me", Scope.VIEWER),
+        ("GET", "/v1/api-keys", Scope.RESEARCHER),
+        ("DELETE", "/v1/api-keys/x", Scope.RESEARCHER),
+        ("GET", "/v1/accounts", Scope.ADMIN),
+        ("GET", "/v1/accounts/anna", Scope.ADMIN),
+        ("POST", "/v1/accounts/anna:disable", Scope.ADMIN),
+        ("GET", "/v1/audit", Scope.ADMIN),
+        ("GET", "/v1/accountsx", Scope.VIEWER),
+    ):
+        assert keys.needed_scope(method, path) is needed, (method, path)

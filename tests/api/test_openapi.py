@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from cffa_core.jobs.spec import parse_spec
-from services.api import problems, product_schemas, schemas
+from services.api import people_schemas, problems, product_schemas, schemas
 
 METHODS = {"get", "post", "put", "delete", "head", "patch"}
 ROUTES = {
@@ -52,6 +52,17 @@ ROUTES = {
     ("head", "/v1/blobs/{token}"),
     ("get", "/v1/queue"),
     ("get", "/v1/workers"),
+    ("get", "/v1/me"),
+    ("get", "/v1/accounts"),
+    ("post", "/v1/accounts"),
+    ("get", "/v1/accounts/{owner}"),
+    ("put", "/v1/accounts/{owner}/limits"),
+    ("post", "/v1/accounts/{owner}:disable"),
+    ("post", "/v1/accounts/{owner}:enable"),
+    ("get", "/v1/api-keys"),
+    ("post", "/v1/api-keys"),
+    ("delete", "/v1/api-keys/{key_id}"),
+    ("get", "/v1/audit"),
     ("get", "/livez"),
     ("get", "/readyz"),
     ("get", "/metrics"),
@@ -116,7 +127,7 @@ def test_problems_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 def models_with_examples() -> list[tuple[type[BaseModel], dict[str, Any]]]:
     found = []
-    for module in (schemas, product_schemas, problems):
+    for module in (schemas, product_schemas, people_schemas, problems):
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel) and model.__module__ == module.__name__:
                 extra = model.model_config.get("json_schema_extra") or {}

@@ -148,7 +148,7 @@ def test_each_gets_the_secrets_it_needs() -> None:
     given = {name: {item["source"] for item in found.get("secrets", [])} for name, found in tools.services().items()}
     servers = {"cffa_database_password", "cffa_broker_password", "cffa_s3_access_key", "cffa_s3_secret_key"}
     assert given == {
-        "api": servers | {"cffa_bootstrap_key"},
+        "api": servers | {"cffa_bootstrap_key", "cffa_key_secret"},
         "setup": servers,
         "worker-cpu": servers,
         "worker-gpu": servers,

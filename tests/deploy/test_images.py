@@ -114,6 +114,7 @@ def cluster_settings(home: Path) -> dict[str, str]:
         "CFFA_S3_ACCESS_KEY": "nobody",
         "CFFA_S3_SECRET_KEY": "nobody-asks-for-this",
         "CFFA_BOOTSTRAP_KEY": "nobody-asks-for-this-either-in-here",
+        "CFFA_KEY_SECRET": "nobody-has-a-key-of-this-service-in-here",
     }
 
 

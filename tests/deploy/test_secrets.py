@@ -52,6 +52,7 @@ def test_a_cluster_accepts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert settings.record_url == f"postgresql+psycopg://cffa:{made['cffa_database_password']}@postgres:5432/cffa"
     assert settings.queue_url == f"redis://:{made['cffa_broker_password']}@redis:6379/0"
     assert settings.bootstrap_key.get_secret_value() == made["cffa_bootstrap_key"]
+    assert settings.key_secret.get_secret_value() == made["cffa_key_secret"]
     # The longest that MinIO's relatives accept.
     assert len(made["cffa_s3_access_key"]) <= 20 and len(made["cffa_s3_secret_key"]) <= 40
 
