@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -27,7 +27,6 @@ from pydicom.uid import (
 from cffa_core.data.contracts import Bytes
 from cffa_core.errors import CorruptArtifact
 
-Modality = Literal["cf", "fa"]
 PRIVATE_GROUP, PRIVATE_CREATOR, PROVENANCE = 0x0011, "CFFA", 0x01
 # Nothing was ever photographed, so there is no time to tell; the standard wants one (type 1).
 NO_DATE, NO_TIME = "19700101", "000000"
@@ -62,8 +61,8 @@ class PairIdentity:
         return str(generate_uid(entropy_srcs=["cffa", self.digest, what]))
 
 
-def dicom_file(pixels: Bytes, modality: Modality, pair: PairIdentity) -> bytes:
-    """One image as a DICOM file: CF ``(H, W, 3)`` RGB, FA ``(H, W)`` grey, 8 bits, explicit VR, not compressed.
+def dicom_file(pixels: Bytes, modality: str, pair: PairIdentity) -> bytes:
+    """One image as a DICOM file, explicit VR, not compressed: `cf` ``(H, W, 3)`` RGB or `fa` ``(H, W)`` grey, 8 bits.
 
     Raises ``CorruptArtifact`` for pixels of another form.
     """
@@ -121,7 +120,7 @@ def _patient_and_study(pair: PairIdentity) -> Dataset:
     return part
 
 
-def _series(modality: Modality, pair: PairIdentity) -> Dataset:
+def _series(modality: str, pair: PairIdentity) -> Dataset:
     """Modules Ophthalmic Photography Series and General Equipment."""
     part = Dataset()
     part.Modality = "OP"
@@ -136,7 +135,7 @@ def _series(modality: Modality, pair: PairIdentity) -> Dataset:
     return part
 
 
-def _image(pixels: Bytes, modality: Modality, pair: PairIdentity) -> Dataset:
+def _image(pixels: Bytes, modality: str, pair: PairIdentity) -> Dataset:
     """Modules General Image, Image Pixel, Multi-frame, Ophthalmic Photography Image, SOP Common."""
     part = Dataset()
     part.SyntheticData = "YES"

@@ -1,4 +1,4 @@
-"""Zip archives of a generation job: one per finished part while it runs, one of the whole job at the end."""
+"""Archives of a generation job: one per finished part while it runs, one of the whole. Those of an export, too."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from fastapi import APIRouter
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Job, Part
-from cffa_core.jobs.spec import GenerationSpec
+from cffa_core.jobs.spec import ExportSpec, GenerationSpec
 from cffa_core.jobs.state import UnitKind
+from services.api import exports
 from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.pairs import generation_job, not_made
@@ -28,7 +29,10 @@ router = APIRouter(tags=["results"])
 def list_archives(
     job_id: JobId, backend: TheBackend, owner: Owner, page_size: PageSize = 200, page_token: PageToken = None
 ) -> ArchiveList:
-    """Archives of finished parts, and of the whole job once it has succeeded. URLs are fresh, and expire."""
+    """Archives of finished parts, and of the whole job once it has succeeded; of an export, its archives and manifest.
+    URLs are fresh, and expire."""
+    if (exported := _export(backend, owner, job_id)) is not None:
+        return exports.list_files(backend, owner, exported, offset_of(page_token), page_size)
     job, spec = generation_job(backend, owner, job_id)
     parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=offset_of(page_token), limit=page_size + 1)
     return ArchiveList(
@@ -45,7 +49,9 @@ def list_archives(
     responses=documented(404, 409, 410, 503),
 )
 def get_whole_archive(job_id: JobId, backend: TheBackend, owner: Owner) -> ArchiveView:
-    """All pairs of a succeeded job in one zip, its manifest last."""
+    """All pairs of a succeeded job in one zip, its manifest last; of an export, its archive, if it is one alone."""
+    if (exported := _export(backend, owner, job_id)) is not None:
+        return exports.get_only_file(backend, owner, exported)
     job, spec = generation_job(backend, owner, job_id)
     whole = _whole(backend, owner, job, spec)
     if whole is None:
@@ -60,7 +66,9 @@ def get_whole_archive(job_id: JobId, backend: TheBackend, owner: Owner) -> Archi
     responses=documented(404, 409, 410, 422, 503),
 )
 def get_part_archive(job_id: JobId, number: int, backend: TheBackend, owner: Owner) -> ArchiveView:
-    """The pairs of part `number`, as soon as it is finished."""
+    """The pairs of part `number`, as soon as it is finished; of an export, its archive `number`."""
+    if (exported := _export(backend, owner, job_id)) is not None:
+        return exports.get_file(backend, owner, exported, number)
     job, spec = generation_job(backend, owner, job_id)
     if not 0 <= number < spec.parts:
         raise NotFound(f"job {job_id} has the parts 0 to {spec.parts - 1}")
@@ -70,15 +78,22 @@ def get_part_archive(job_id: JobId, number: int, backend: TheBackend, owner: Own
     return _part_view(backend, job, spec, parts[0])
 
 
+def _export(backend: Backend, owner: str, job_id: str) -> Job | None:
+    """The job, if it is an export."""
+    job = backend.store.get_job(owner, job_id)
+    return job if isinstance(job.spec, ExportSpec) else None
+
+
 def _whole(backend: Backend, owner: str, job: Job, spec: GenerationSpec) -> ArchiveView | None:
     parts = backend.store.parts(owner, job.id, kind=UnitKind.FINALIZE, limit=1)
     if not parts:
         return None
-    return _view(backend, parts[0], "archive.zip", None, spec.count, f"{job.id}.zip")
+    pairs = parts[0].info.get("pairs", spec.count)  # fewer than asked for, if a gate left slots empty
+    return _view(backend, parts[0], "archive.zip", None, pairs, f"{job.id}.zip")
 
 
 def _part_view(backend: Backend, job: Job, spec: GenerationSpec, part: Part) -> ArchiveView:
-    pairs = len(spec.part_range(part.index))
+    pairs = len(part.info.get("pairs", spec.part_range(part.index)))
     return _view(backend, part, "pairs.zip", part.index, pairs, f"{job.id}-part-{part.index:05d}.zip")
 
 

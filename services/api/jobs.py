@@ -23,7 +23,14 @@ from services.api.job_terms import JobTerms
 from services.api.paging import PageSize, PageToken
 from services.api.problems import Answers, documented
 from services.api.ranges import etag_matches
-from services.api.schemas import EvaluationJobRequest, GenerationJobRequest, JobList, JobView, TrainingJobRequest
+from services.api.schemas import (
+    EvaluationJobRequest,
+    ExportRequest,
+    GenerationJobRequest,
+    JobList,
+    JobView,
+    TrainingJobRequest,
+)
 
 LONGEST_WAIT = 30
 router = APIRouter(tags=["jobs"])
@@ -77,6 +84,22 @@ def post_evaluation_job(
     """Queue the measuring of pairs, made by a generation job or uploaded, against real ones. The product is a report:
     alignment, fidelity, diversity, and memorisation where the training pairs are known."""
     return _create(backend, owner, request.spec(), request, idempotency_key)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/exports",
+    status_code=202,
+    response_model=JobView,
+    operation_id="postExport",
+    summary="Export pairs of a generation job",
+    responses=documented(400, 403, 404, 409, 410, 413, 422, 503),
+)
+def post_export(
+    job_id: JobId, request: ExportRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue the writing of chosen pairs in another form: zip, WebDataset, DICOM. It takes the parts that are finished
+    now, also of a job that still runs. The products are archives of the new job."""
+    return _create(backend, owner, request.spec(job_id), request, idempotency_key)
 
 
 def _create(backend: Backend, owner: str, spec: JobSpec, on: JobTerms, key: str | None) -> Response:

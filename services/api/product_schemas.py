@@ -39,7 +39,7 @@ class PairList(BaseModel):
 
 
 class ArchiveView(BaseModel):
-    """A zip to download. ``number`` is the part it holds, or null for the archive of the whole job."""
+    """An archive to download. ``number`` is the part it holds, or null for the archive of the whole job."""
 
     model_config = example(
         {
@@ -61,14 +61,6 @@ class ArchiveView(BaseModel):
     expires_at: datetime
 
 
-class ArchiveList(BaseModel):
-    """Part archives that are done, and the whole one once the job has succeeded."""
-
-    parts: list[ArchiveView]
-    whole: ArchiveView | None
-    next_page_token: str | None
-
-
 class StoredFileView(BaseModel):
     """One published file of a model or a report; the URL is signed and expires."""
 
@@ -76,6 +68,18 @@ class StoredFileView(BaseModel):
     bytes: int
     sha256: str
     url: str
+
+
+class ArchiveList(BaseModel):
+    """Part archives that are done, and the whole one once the job has succeeded.
+
+    Of an export: its archives, and ``manifest``, which says what they hold and from what, once it has succeeded.
+    """
+
+    parts: list[ArchiveView]
+    whole: ArchiveView | None
+    manifest: StoredFileView | None = None
+    next_page_token: str | None
 
 
 class CheckpointView(BaseModel):

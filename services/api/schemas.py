@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from cffa_core.jobs.records import Counts, Dataset, Event, Job, Progress, Wish
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, JobSpec, Kind, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, ExportSettings, ExportSpec, GenerationSpec, JobSpec, Kind, TrainingSpec
 from cffa_core.jobs.state import TERMINAL, JobState
 from services.api.job_terms import TERMS, JobTerms
 
@@ -26,6 +26,7 @@ PRODUCTS = {
     Kind.TRAINING: ["checkpoints", "previews"],
     Kind.GENERATION: ["pairs", "archives"],
     Kind.EVALUATION: ["report"],
+    Kind.EXPORT: ["archives"],
 }
 
 
@@ -81,6 +82,23 @@ class EvaluationJobRequest(EvaluationSpec, JobTerms):
     def spec(self) -> EvaluationSpec:
         """The part that is stored and computed."""
         return EvaluationSpec.model_validate(self.model_dump(exclude=set(TERMS)))
+
+
+class ExportRequest(ExportSettings, JobTerms):
+    """An export as posted; which job it is of stands in the path."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"form": "webdataset", "shard_size": 1000},
+                {"form": "dicom", "selection": {"first": 0, "last": 99, "min_alignment": 0.4}},
+            ]
+        }
+    )
+
+    def spec(self, job_id: str) -> ExportSpec:
+        """The part that is stored and computed."""
+        return ExportSpec(generation_job_id=job_id, **self.model_dump(exclude=set(TERMS)))
 
 
 class CountsView(BaseModel):
@@ -213,12 +231,25 @@ class DatasetView(BaseModel):
     """A checked data set that was taken in."""
 
     model_config = example(
-        {"id": DATASET, "name": "clinic A", "digest": SHA, "pairs": 118, "created_at": NOON, "links": {}}
+        {
+            "id": DATASET,
+            "name": "clinic A",
+            "digest": SHA,
+            "pairs": 118,
+            "version": 1,
+            "parent_id": None,
+            "split": None,
+            "created_at": NOON,
+            "links": {},
+        }
     )
     id: str
     name: str
     digest: str
     pairs: int
+    version: int
+    parent_id: str | None
+    split: dict[str, int] | None = Field(description="Pairs for train, validation and test; by eye.")
     created_at: datetime
     links: dict[str, str]
 
@@ -230,6 +261,9 @@ class DatasetView(BaseModel):
             name=dataset.name,
             digest=dataset.digest,
             pairs=dataset.pairs,
+            version=dataset.version,
+            parent_id=dataset.parent_id,
+            split=None if dataset.split is None else {part: len(names) for part, names in dataset.split.items()},
             created_at=dataset.created_at,
             links={"self": here, "pairs": f"{here}/pairs", "report": f"{here}/report"},
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cffa_core.errors import Cancelled, CorruptArtifact
 from cffa_core.jobs.records import NewModel, StoredFiles
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.models.fetch import models_dir_with
 from cffa_core.recipes.archive import merge_archives, write_part_archive
@@ -25,6 +25,7 @@ from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectInfo, ObjectStore, part_key, result_key
 from services.worker.channel import Channel
 from services.worker.evaluate import evaluate, finish_evaluation
+from services.worker.export import export, finish_export
 from services.worker.job_context import UnitContext
 from services.worker.protocol import Done, Ready, WorkOrder
 from services.worker.scratch import cached, files_digest
@@ -60,6 +61,8 @@ class Executor:
             return self._finish_training(order, order.spec, context)
         if isinstance(order.spec, EvaluationSpec):
             return self._evaluate(order, order.spec, context)
+        if isinstance(order.spec, ExportSpec):
+            return self._export(order, order.spec, context)
         if order.kind is UnitKind.PART:
             return self._generate(order, order.spec, context)
         return self._finish_generation(order, order.spec, context)
@@ -191,6 +194,12 @@ class Executor:
             return finish_evaluation(order, spec, self._objects)
         prepare = partial(self._prepare, "fp32", 1)
         return evaluate(order, spec, context, self._objects, self._settings, prepare)
+
+    def _export(self, order: WorkOrder, spec: ExportSpec, context: UnitContext) -> Done:
+        self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
+        if order.kind is UnitKind.FINALIZE:
+            return finish_export(order, spec, self._objects)
+        return export(order, spec, context, self._objects)
 
     def _prepare(self, dtype: str, batch_size: int) -> str:
         """Import the numeric libraries with their thread count and agree on the numerics key; returns the device."""

@@ -35,16 +35,12 @@ def fetch_pairs(
     wanted, done = set(indices), 0
     for modality in MODALITIES:
         (folder / modality).mkdir(parents=True)
-    for name, info in sorted(parts.files.items()):
-        if not name.endswith("/part.json"):
-            continue
-        archive = parts.files[name.removesuffix("part.json") + "pairs.zip"]
-        for pair in _listed(objects, info):
+    for archive, listing in part_objects(parts):
+        for pair in listed(objects, listing):
             if pair["index"] not in wanted:
                 continue
-            for modality in MODALITIES:
-                path = folder / modality / f"{pair['index']:06d}.png"
-                path.write_bytes(_image(objects, archive, pair[modality]))
+            for modality, image in read_images(objects, archive, pair).items():
+                (folder / modality / f"{pair['index']:06d}.png").write_bytes(image)
             done += 1
             on_pair(done, len(wanted))
     if done != len(wanted):
@@ -52,7 +48,14 @@ def fetch_pairs(
     return folder
 
 
-def _listed(objects: ObjectStore, info: ObjectInfo) -> list[dict[str, Any]]:
+def part_objects(parts: StoredFiles) -> list[tuple[ObjectInfo, ObjectInfo]]:
+    """Archive and listing of each part, in order."""
+    names = sorted(name.removesuffix("part.json") for name in parts.files if name.endswith("/part.json"))
+    return [(parts.files[f"{name}pairs.zip"], parts.files[f"{name}part.json"]) for name in names]
+
+
+def listed(objects: ObjectStore, info: ObjectInfo) -> list[dict[str, Any]]:
+    """The pairs that a part's listing names, by rising index; raises ``CorruptArtifact``."""
     try:
         pairs: list[dict[str, Any]] = json.loads(read_verified(objects, info))["pairs"]
     except (ValueError, KeyError, TypeError) as error:
@@ -60,9 +63,17 @@ def _listed(objects: ObjectStore, info: ObjectInfo) -> list[dict[str, Any]]:
     return pairs
 
 
-def _image(objects: ObjectStore, archive: ObjectInfo, entry: dict[str, Any]) -> bytes:
-    with objects.open(archive.key, int(entry["offset"]), int(entry["size"])) as stream:
-        image = stream.read()
-    if hashlib.sha256(image).hexdigest() != entry["sha256"]:
-        raise CorruptArtifact(f"image {entry['name']} of {archive.key} does not match its recorded sha256")
-    return image
+def read_images(objects: ObjectStore, archive: ObjectInfo, pair: dict[str, Any]) -> dict[str, bytes]:
+    """Both PNG files of a pair in one read, since they stand side by side; raises ``CorruptArtifact``."""
+    begin = min(int(pair[modality]["offset"]) for modality in MODALITIES)
+    end = max(int(pair[modality]["offset"]) + int(pair[modality]["size"]) for modality in MODALITIES)
+    with objects.open(archive.key, begin, end - begin) as stream:
+        both = stream.read()
+    images = {}
+    for modality in MODALITIES:
+        entry = pair[modality]
+        first = int(entry["offset"]) - begin
+        images[modality] = both[first : first + int(entry["size"])]
+        if hashlib.sha256(images[modality]).hexdigest() != entry["sha256"]:
+            raise CorruptArtifact(f"image {entry['name']} of {archive.key} does not match its recorded sha256")
+    return images

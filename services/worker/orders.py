@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 from cffa_core.errors import Expired
+from cffa_core.jobs.exports import numbers_of
 from cffa_core.jobs.records import Checkpoint, Claim, Dataset, StoredFiles
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.jobs.store import JobStore
 from cffa_core.rng import derive_seed
@@ -109,7 +110,7 @@ def _name_sets(
 def _parts_to_export(store: JobStore, owner: str, spec: ExportSpec) -> StoredFiles:
     job = store.get_job(owner, spec.generation_job_id)
     if job.state is JobState.EXPIRED:
-        raise Gone(f"the pairs of job {job.id} were removed by retention; generate them again")
+        raise Expired(f"the pairs of job {job.id} were removed by retention; generate them again")
     return _part_files(store, owner, job.id, set(numbers_of(spec.parts)))
 
 
