@@ -33,6 +33,8 @@ FORMATS = ("PNG", "JPEG", "TIFF")
 OTHER_IMAGES = (b"GIF8", b"BM", b"RIFF", b"\x00\x00\x01\x00", b"\x00\x00\x00\x0cjP  ", b"8BPS", b"P5", b"P6")
 OURS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, struct.error, zlib.error)
+# Images up to this many pixels may be as flat as they like: they cost little.
+RATIO_GRACE_PIXELS = 1 << 24
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 Reply = tuple[dict[str, Any], bytes]
@@ -52,8 +54,11 @@ def kind_of(data: bytes) -> str:
     return "none"
 
 
-def decode(data: bytes, max_pixels: int, min_side: int) -> Reply:
-    """Decode one PNG, JPEG or TIFF to 8-bit grey or RGB; size is checked before any pixel is decoded."""
+def decode(data: bytes, max_pixels: int, min_side: int, max_ratio: float) -> Reply:
+    """Decode one PNG, JPEG or TIFF to 8-bit grey or RGB; size is checked before any pixel is decoded.
+
+    A large image that would unpack to more than ``max_ratio`` times its file's bytes is one of nothing, or a bomb.
+    """
     kind = kind_of(data)
     if kind == "none":
         return refusal("not_an_image", "the content is not an image; PNG, JPEG or TIFF is expected")
@@ -66,6 +71,9 @@ def decode(data: bytes, max_pixels: int, min_side: int) -> Reply:
                 return refusal("too_large", f"{width}x{height} pixels; at most {max_pixels} pixels are taken")
             if min(width, height) < min_side:
                 return refusal("too_small", f"{width}x{height} pixels; each side needs at least {min_side}")
+            raw = width * height * (0.125 if image.mode == "1" else len(image.getbands()))
+            if width * height > RATIO_GRACE_PIXELS and raw > max_ratio * len(data):
+                return refusal("ratio", f"{width}x{height} pixels in {len(data)} bytes: there can be no retina in it")
             image.load()
             pages = int(getattr(image, "n_frames", 1))
             upright = ImageOps.exif_transpose(image)
@@ -150,7 +158,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         if request["op"] == "eyes":
             head, body = eyes(request["pattern"], json.loads(data))
         else:
-            head, body = decode(data, int(request["max_pixels"]), int(request["min_side"]))
+            head, body = decode(data, int(request["max_pixels"]), int(request["min_side"]), float(request["max_ratio"]))
         signal.alarm(0)
         head["size"] = len(body)
         replies.write(json.dumps(head).encode() + b"\n")

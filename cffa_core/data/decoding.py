@@ -24,6 +24,8 @@ CHILD = Path(__file__).with_name("decode_child.py")
 # Python, Pillow and numpy map about half a gigabyte; an image in work is held about four times as RGBA.
 BASE_MEMORY = 768 * 2**20
 BYTES_PER_PIXEL = 16
+# A pattern that matches at all does so in milliseconds; one that does not end is refused after this time.
+EYES_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class Decoder:
         """Decode a PNG, JPEG or TIFF, upright by its EXIF orientation, to 8 bits."""
         if self._pixels > self._limits.max_total_pixels:
             return Refused("too_large", f"all images have more than {self._limits.max_total_pixels} pixels together")
-        reply = self._ask(
-            {"op": "decode", "max_pixels": self._limits.max_pixels, "min_side": self._limits.min_side}, data
-        )
+        limits = self._limits
+        request = {"op": "decode", "max_pixels": limits.max_pixels, "min_side": limits.min_side}
+        reply = self._ask(request | {"max_ratio": limits.max_ratio}, data, limits.decode_seconds)
         if reply is None:
             return Refused("undecodable", "decoding took too much memory or time, or crashed the decoder")
         head, body = reply
@@ -76,7 +78,7 @@ class Decoder:
 
     def eyes(self, pattern: str, names: list[str]) -> list[str | None] | Refused:
         """Eye of each name by a regular expression: its groups that matched, joined; None where it does not match."""
-        reply = self._ask({"op": "eyes", "pattern": pattern}, json.dumps(names).encode())
+        reply = self._ask({"op": "eyes", "pattern": pattern}, json.dumps(names).encode(), EYES_SECONDS)
         if reply is None:
             return Refused("bad_eye_pattern", "the pattern took too long")
         head, _ = reply
@@ -84,10 +86,10 @@ class Decoder:
             return Refused(str(head["code"]), str(head["message"]))
         return list(head["eyes"])
 
-    def _ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes] | None:
+    def _ask(self, request: dict[str, Any], data: bytes, seconds: int) -> tuple[dict[str, Any], bytes] | None:
         child = self._child or self._start()
         assert child.stdin is not None and child.stdout is not None
-        head = {**request, "size": len(data), "seconds": self._limits.decode_seconds}
+        head = {**request, "size": len(data), "seconds": seconds}
         try:
             child.stdin.write(json.dumps(head).encode() + b"\n")
             child.stdin.write(data)

@@ -21,6 +21,8 @@ from cffa_core.errors import Problem
 TEXT_ENDINGS = {".txt", ".csv", ".json", ".jsonl", ".md", ".xml", ".html", ".pdf", ".xls", ".xlsx", ".docx"}
 TOLERATED_FOLDERS = {"masks", "valid_cf", "valid_fa"}
 TOLERATED_FILES = {"captions.jsonl", "eyes.csv", "manifest.json", "dataset.json"}
+# More rows than a source may have files; each bad one is a problem of its own.
+MAX_ROWS = 20_000
 CASE_FILE = re.compile(r"(?P<case>.+)_0?(?P<which>[12])$")
 MODALITY = {"1": "cf", "2": "fa"}
 LAYOUT_HELP = (
@@ -168,7 +170,12 @@ def _from_cases(inside: dict[str, str]) -> Found:
 
 
 def _rows(text: str) -> list[dict[str, str]]:
-    """Rows of a CSV with a header; a semicolon is taken as separator if the header has no comma."""
+    """Rows of a CSV with a header; a semicolon is taken as separator if the header has no comma.
+
+    Raises ``csv.Error`` for text that is none, or has more than ``MAX_ROWS`` rows.
+    """
+    if text.count("\n") > MAX_ROWS + 1:
+        raise csv.Error(f"more than {MAX_ROWS} rows")
     header = text.split("\n", 1)[0]
     delimiter = ";" if ";" in header and "," not in header else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restkey="", restval="")

@@ -23,7 +23,9 @@ FA_PROMPT = "A high quality fluorescein angiography image, bright retinal vessel
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z]+_[0-9a-z]{20}$")]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-BaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)?$", max_length=200)]
+BaseName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=200)
+]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Resolution = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
