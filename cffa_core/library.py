@@ -15,7 +15,7 @@ one of them is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,17 +25,19 @@ from pydantic import ValidationError
 from cffa_core.data import pairs as data_pairs
 from cffa_core.data.pairs import PairSet
 from cffa_core.errors import InvalidSpec, Problem
+from cffa_core.evaluation.pair_scores import TrainingPairs
 from cffa_core.jobs.context import FolderContext
-from cffa_core.jobs.spec import GenerateSettings, Spec, TrainSettings
+from cffa_core.jobs.spec import GateSpec, GenerateSettings, Spec, TrainSettings
 from cffa_core.methods.method import PairMethod, read_card
 from cffa_core.methods.pair_sampler import NewPair, PairSampler
 from cffa_core.methods.registry import load_method
 from cffa_core.models import base as models_base
 from cffa_core.models.base import DTYPES, Base, Precision
-from cffa_core.recipes.generate import own_prompts
+from cffa_core.models.checkpoint import folder_digest
+from cffa_core.recipes.generate import draw_slots, own_prompts
+from cffa_core.recipes.novelty import training_pairs_beside
 from cffa_core.recipes.structures import Structures, structures_for
 from cffa_core.recipes.train import train_pairs
-from cffa_core.rng import pair_seed
 
 S = TypeVar("S", bound=Spec)
 OnProgress = Callable[[str, int, int], None]
@@ -62,11 +64,22 @@ def load_pairs(path: str | Path, resolution: int = 512, *, crop_to_common: bool 
 
 
 class Model:
-    """A trained model; ``card`` is its ``model.json``."""
+    """A trained model; ``card`` is its ``model.json``, ``digest`` the SHA-256 over its files.
 
-    def __init__(self, method: PairMethod, card: dict[str, Any]) -> None:
+    ``training`` are the pairs it has learnt from, where they are known: new pairs are compared with them.
+    """
+
+    def __init__(
+        self,
+        method: PairMethod,
+        card: dict[str, Any],
+        digest: str | None = None,
+        training: TrainingPairs | None = None,
+    ) -> None:
         self.method = method
         self.card = card
+        self.digest = digest
+        self.training = training
 
     def sample(
         self,
@@ -76,10 +89,16 @@ class Model:
         batch_size: int = 4,
         resolution: int | None = None,
         structures: PairSet | Literal["procedural"] | None = None,
+        gate: GateSpec | dict[str, Any] | None = None,
+        only: Sequence[tuple[int, int]] | None = None,
         on_progress: OnProgress | None = None,
         **sampler: Any,
     ) -> Iterator[NewPair]:
         """Yield ``count`` new pairs, made in batches; pair i is the same whatever ``count`` is.
+
+        Each pair carries its scores (``alignment``, ``novelty``). With a ``gate`` (``{"min_alignment": 0.3}``) a slot
+        is tried again until a pair passes; a slot of which no try does is left out, and ``on_progress`` is told more
+        steps than were expected. ``only`` draws these pairs alone, (index, try) each: ``only=[(17, 0)]`` is pair 17.
 
         ``sampler`` takes the fields of :class:`cffa_core.jobs.spec.SamplerSpec` (``steps=25``, ``scheduler="ddim"``,
         ``initial_noise="rotated"``, ``guidance_scale=3.0``, ...); prompts default to those of the training, and
@@ -95,6 +114,8 @@ class Model:
             resolution=self.method.settings.resolution if resolution is None else resolution,
             structures="dataset" if isinstance(structures, PairSet) else structures,
             sampler=sampler,
+            gate=gate,
+            only=only,
         )
         given = structures if isinstance(structures, PairSet) else None
         return self._draw(settings, structures_for(settings, self.method, given), on_progress)
@@ -103,13 +124,17 @@ class Model:
         self, settings: GenerateSettings, structures: Structures | None, on_progress: OnProgress | None
     ) -> Iterator[NewPair]:
         spec = own_prompts(settings.sampler, self.method)
-        sampler = PairSampler(self.method, spec, settings.resolution, settings.batch_size)
-        for start in range(0, settings.count, settings.batch_size):
-            indices = range(start, min(start + settings.batch_size, settings.count))
-            shown = [structures.of(i).images for i in indices] if structures is not None else []
-            yield from sampler.draw(indices, [pair_seed(settings.seed, i) for i in indices], None, shown)
+        sampler = PairSampler(self.method, spec, settings.resolution, settings.batch_size, model_digest=self.digest)
+        # Without a gate every batch is yielded as it comes; with one, slots that are tried again share batches.
+        settings = settings.model_copy(update={} if settings.gate else {"part_size": settings.batch_size})
+        done = 0
+        for part in range(settings.parts):
+            slots = settings.first_tries(part)
+            drawn = draw_slots(sampler, settings, slots, None, structures, self.training)
+            yield from sorted((pair for pair, reasons in drawn if not reasons), key=lambda pair: pair.index)
+            done += len(slots)
             if on_progress is not None:
-                on_progress("sampling", indices.stop, settings.count)
+                on_progress("sampling", done, len(settings.indices))
 
 
 def train(
@@ -137,7 +162,8 @@ def train(
     folder = Path(out)
     context = FolderContext(folder, on_progress)
     card = train_pairs(checked, pairs, base, folder, context, lpips_weights=lpips_weights)
-    return Model(load_method(folder / "best_checkpoint", base), card)
+    best = folder / "best_checkpoint"
+    return Model(load_method(best, base), card, folder_digest(best), training_pairs_beside(best))
 
 
 def load_model(folder: str | Path, base: Base | None = None) -> Model:
@@ -149,7 +175,8 @@ def load_model(folder: str | Path, base: Base | None = None) -> Model:
     if not (path / "model.json").is_file() and (path / "best_checkpoint").is_dir():
         path = path / "best_checkpoint"
     card = read_card(path)
-    return Model(load_method(path, base if base is not None else load_base(card["base"]["name"])), card)
+    method = load_method(path, base if base is not None else load_base(card["base"]["name"]))
+    return Model(method, card, folder_digest(path), training_pairs_beside(path))
 
 
 def _checked(kind: type[S], **fields: Any) -> S:

@@ -26,9 +26,12 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> (64 - SEED_BITS)
 
 
-def pair_seed(job_seed: int, index: int) -> int:
-    """Seed of pair ``index`` of a generation job (DESIGN, Generation)."""
-    return derive_seed(job_seed, "pair", index)
+def pair_seed(job_seed: int, index: int, attempt: int = 0) -> int:
+    """Seed of try ``attempt`` at pair ``index`` of a generation job (DESIGN, Generation).
+
+    Try 0 is the only one without a gate, so that a gate that refuses nothing changes no pair.
+    """
+    return derive_seed(job_seed, "pair", index, *((attempt,) if attempt else ()))
 
 
 def generator(*parts: int | str) -> torch.Generator:

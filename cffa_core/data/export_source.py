@@ -22,7 +22,7 @@ from cffa_core.data.layouts import wrapper
 from cffa_core.data.sources import Source, open_source
 from cffa_core.errors import CorruptArtifact, InvalidDataset, InvalidSpec, Problem
 
-MANIFEST, ARCHIVE_FORMAT = "manifest.json", "cffa-archive/1"
+MANIFEST, ARCHIVE_FORMATS = "manifest.json", ("cffa-archive/1", "cffa-archive/2")
 NOT_STATED = "not stated"
 OriginKind = Literal["real", "generated", "procedural"]
 
@@ -196,11 +196,11 @@ def _records(source: Source, prefix: str) -> tuple[dict[str, Any], dict[str, Map
     index = _read_object(source, prefix + INDEX)
     entries: dict[str, Mapping[str, Any]] = {}
     try:
-        if manifest.get("format") == ARCHIVE_FORMAT:
+        if manifest.get("format") in ARCHIVE_FORMATS:
             for entry in manifest["pairs"]:
                 kept = {m: {"sha256": entry[m]["sha256"]} for m in ("cf", "fa")}
                 entries[PurePosixPath(entry["cf"]["name"]).stem] = {"seed": int(entry["seed"]), **kept}
-            header = {key: value for key, value in manifest.items() if key not in ("format", "pairs")}
+            header = {key: value for key, value in manifest.items() if key not in ("format", "pairs", "exhausted")}
             return {"kind": "generated", **header}, entries
         if isinstance(index.get("origin"), dict):
             for entry in index["pairs"]:

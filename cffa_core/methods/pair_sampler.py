@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cffa_core.diffusion.sampling import build_scheduler, denoise, draw_noise
 from cffa_core.errors import InvalidSpec, Problem
@@ -33,6 +33,9 @@ class NewPair:
     """A generated pair: ``cf (H, W, 3)`` and ``fa (H, W)`` uint8; one is None if the model knows only the other.
 
     ``fa_chroma`` is the colour that the one-channel FA dropped: mean of |a*| and |b*| (CIELAB) of the decoded FA.
+    ``attempt`` counts the tries of a slot (0 without a gate). ``alignment`` and ``novelty`` are what
+    `evaluation.pair_scores` said of the pair; None where nobody asked, or where there was nothing to say. ``structure``
+    names what the pair was drawn on, where it was.
     """
 
     index: int
@@ -40,24 +43,56 @@ class NewPair:
     cf: NDArray[np.uint8] | None
     fa: NDArray[np.uint8] | None
     fa_chroma: float
+    attempt: int = 0
+    alignment: Mapping[str, float] | None = None
+    novelty: Mapping[str, Any] | None = None
+    model_digest: str | None = None
+    structure: Mapping[str, Any] | None = None
 
-    def save(self, folder: str | Path) -> dict[str, Any]:
-        """Write ``cf/000017.png`` and ``fa/000017.png`` below ``folder``; return names, sizes and digests."""
-        entry: dict[str, Any] = {"index": self.index, "seed": self.seed}
+    @property
+    def stem(self) -> str:
+        """Name of the pair's files without folder and ending."""
+        return f"{self.index:06d}"
+
+    def save(self, folder: str | Path, stem: str | None = None) -> dict[str, Any]:
+        """Write ``cf/000017.png`` and ``fa/000017.png`` below ``folder``; return names, sizes, digests and scores.
+
+        Each file says in its text chunks that it is synthetic (docs/provenance.md). ``stem`` replaces ``000017``.
+        """
+        entry: dict[str, Any] = {
+            "index": self.index,
+            "seed": self.seed,
+            "try": self.attempt,
+            "alignment": None if self.alignment is None else dict(self.alignment),
+            "novelty": None if self.novelty is None else dict(self.novelty),
+            "fa_chroma": self.fa_chroma,
+            **({} if self.structure is None else {"structure": dict(self.structure)}),
+        }
         for m, image in (("cf", self.cf), ("fa", self.fa)):
             if image is not None:
-                entry[m] = write_png(Path(folder), f"{m}/{self.index:06d}.png", image)
-        return entry | {"fa_chroma": self.fa_chroma}
+                marks = synthetic_marks(m, self.index, self.seed, self.model_digest)
+                entry[m] = write_png(Path(folder), f"{m}/{stem or self.stem}.png", image, marks)
+        return entry
 
 
 class PairSampler:
     """A model ready to draw pairs with one sampler setting; prompts are encoded once.
 
     Every forward has ``batch_size`` pairs; a shorter batch is padded, so that bits do not depend on the company.
+    ``model_digest`` is what the pairs' files call the model they come from.
     """
 
-    def __init__(self, model: PairMethod, sampler: SamplerSpec, resolution: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: PairMethod,
+        sampler: SamplerSpec,
+        resolution: int,
+        batch_size: int,
+        *,
+        model_digest: str | None = None,
+    ) -> None:
         self.model = model
+        self.model_digest = model_digest
         self.sampler = sampler
         self.batch_size = batch_size
         self.shape = model.noise_shape(resolution)
@@ -136,8 +171,7 @@ class PairSampler:
                 on_step,
             )
 
-    @staticmethod
-    def _pair(index: int, seed: int, decoded: Tensors) -> NewPair:
+    def _pair(self, index: int, seed: int, decoded: Tensors) -> NewPair:
         images = {m: to_uint8(image) for m, image in decoded.items()}
         fa = images.get("fa")
         return NewPair(
@@ -146,6 +180,7 @@ class PairSampler:
             cf=images.get("cf"),
             fa=None if fa is None else np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY), dtype=np.uint8),
             fa_chroma=0.0 if fa is None else chroma(fa),
+            model_digest=self.model_digest,
         )
 
 
@@ -162,10 +197,27 @@ def chroma(image: NDArray[np.uint8]) -> float:
     return round(float(np.abs(lab[..., 1:]).mean(dtype=np.float64)), 4)
 
 
-def write_png(folder: Path, name: str, image: NDArray[np.uint8]) -> dict[str, Any]:
-    """Write a PNG whose bytes depend on the pixels alone; return its name, size and SHA-256."""
+def synthetic_marks(modality: str, index: int, seed: int, model_digest: str | None) -> dict[str, str]:
+    """Text chunks of a generated image. No ids, times or paths: the same pair has the same bytes wherever it is made."""
+    marks = {
+        "Software": "CFFA",
+        "Synthetic Data": "YES",
+        "Modality": modality.upper(),
+        "Index": str(index),
+        "Seed": str(seed),
+    }
+    return marks | ({"Model digest": model_digest} if model_digest is not None else {})
+
+
+def write_png(
+    folder: Path, name: str, image: NDArray[np.uint8], marks: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Write a PNG whose bytes depend on the pixels and ``marks`` (tEXt chunks) alone; return name, size and SHA-256."""
+    text = PngImagePlugin.PngInfo()
+    for key, value in (marks or {}).items():
+        text.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=6, optimize=False)
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=6, optimize=False, pnginfo=text)
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())

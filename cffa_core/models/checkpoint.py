@@ -77,6 +77,12 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over names and digests of all files below ``folder``: the digest of a model, wherever it lies."""
+    listing = "".join(f"{name}\0{entry['sha256']}\n" for name, entry in sorted(describe_files(folder).items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ``CorruptArtifact`` naming the first file that is absent or does not match its size and digest."""
     for name, expected in files.items():

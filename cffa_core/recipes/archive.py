@@ -1,9 +1,13 @@
 """Zip archives of generated pairs: written, merged, verified; the same pairs and header give the same bytes.
 
 Members are stored (PNG does not deflate), in index order (``cf/000000.png``, ``fa/000000.png``, ...), with fixed
-timestamps and attributes, and ``manifest.json`` last. The manifest carries the header it was given (spec, model digest,
-numerics key) and size and SHA-256 of every image; ids, object keys, attempts and clock times never enter. Pixels stream
-through; what grows with the number of pairs is one small directory entry each. Nothing here knows jobs or storage.
+timestamps and attributes, and ``manifest.json`` last. The manifest carries the header it was given
+(`recipes.provenance`), and per pair index, seed, try, scores, and size and SHA-256 of its images; ids, object keys,
+attempts and clock times never enter. Pixels stream through; what grows with the number of pairs is one small directory
+entry each. Nothing here knows jobs or storage.
+
+Pairs that a gate refused have an archive of the same kind, ``cffa-rejects/1``, in which a slot may come several times:
+``cf/000017.try00.png``.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ import json
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from cffa_core.errors import CorruptArtifact
 
-FORMAT = "cffa-archive/1"
+FORMAT = "cffa-archive/2"
+FORMATS = ("cffa-archive/1", FORMAT)
+REJECTS_FORMAT = "cffa-rejects/1"
 MANIFEST = "manifest.json"
 MODALITIES = ("cf", "fa")
 
@@ -33,14 +39,22 @@ _CENTRAL_HEADER = 46
 _ENDINGS = (22, 98)  # end of central directory, without and with its zip64 form
 
 
-def write_part_archive(folder: Path, zip_path: Path, header: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def reject_stem(index: int, attempt: int) -> str:
+    """Name, without folder and ending, of the files of a refused pair."""
+    return f"{index:06d}.try{attempt:02d}"
+
+
+def write_part_archive(
+    folder: Path, zip_path: Path, header: Mapping[str, Any] | None = None, *, rejects: bool = False
+) -> dict[str, Any]:
     """Archive one part folder, as ``generate_part`` leaves it; return its index.
 
-    The index is ``{"size", "sha256", "pairs": [...]}`` of the zip, each pair as in ``part.json`` with, per modality,
-    ``name``, ``offset``, ``size`` and ``sha256``: the image is the byte range ``offset .. offset + size - 1`` of the
-    zip. Raises ``CorruptArtifact`` if a file is missing or is not what ``part.json`` says.
+    The index is ``{"size", "sha256", "pairs": [...], "exhausted": [...]}`` of the zip, each pair as in ``part.json``
+    with, per modality, ``name``, ``offset``, ``size`` and ``sha256``: the image is the byte range
+    ``offset .. offset + size - 1`` of the zip. With ``rejects`` the folder is that of the pairs that were refused.
+    Raises ``CorruptArtifact`` if a file is missing or is not what ``part.json`` says.
     """
-    pairs = _read_pairs((folder / "part.json").read_bytes(), "part.json")
+    pairs, empty = _read_pairs((folder / "part.json").read_bytes(), "part.json", rejects=rejects)
     with _new_archive(zip_path) as archive:
         for entry in _files(pairs):
             path = folder / entry["name"]
@@ -48,30 +62,34 @@ def write_part_archive(folder: Path, zip_path: Path, header: Mapping[str, Any] |
                 raise CorruptArtifact(f"part.json names {entry['name']}, which is not in the part's folder")
             with path.open("rb") as source:
                 _copy_member(archive, entry, source, "part.json")
-        _write_manifest(archive, header or {}, (_line(pair) for pair in pairs))
+        _write_manifest(archive, header or {}, (_line(pair) for pair in pairs), empty, rejects=rejects)
     offsets = {name: offset for name, offset, _ in _member_ranges(zip_path)}
     indexed = [
         {**pair, **{modality: {**pair[modality], "offset": offsets[pair[modality]["name"]]} for modality in MODALITIES}}
         for pair in pairs
     ]
-    return {"size": zip_path.stat().st_size, "sha256": _file_sha256(zip_path), "pairs": indexed}
+    found = {"size": zip_path.stat().st_size, "sha256": _file_sha256(zip_path), "pairs": indexed}
+    return found if rejects else found | {"exhausted": empty}
 
 
 def merge_archives(part_zips: Iterable[Path], zip_path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Join part archives, in the order given, into one archive of the whole job; return ``{"pairs", "manifest"}``.
+    """Join part archives, in the order given, into one of the whole job; return ``{"pairs", "exhausted", "manifest"}``.
 
     ``part_zips`` may be a generator that fetches each part when asked and removes it afterwards: a part is read once.
-    ``pairs`` is their number, ``manifest`` the name, offset, size and SHA-256 of the new manifest. Every image is
-    checked against its part's manifest on the way. Raises ``CorruptArtifact`` if bytes differ or indices do not rise.
+    ``pairs`` is their number, ``exhausted`` lists the slots that stayed empty, ``manifest`` is name, offset, size and
+    SHA-256 of the new manifest. Every image is checked against its part's manifest on the way. Raises ``CorruptArtifact`` if bytes differ or indices do not rise.
     """
     count, last = 0, -1
+    empty: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", dir=zip_path.parent) as lines,
         _new_archive(zip_path) as archive,
     ):
         for part_zip in part_zips:
             with _opened(part_zip) as part:
-                for pair in _read_pairs(_member_bytes(part, MANIFEST, part_zip), f"manifest of {part_zip.name}"):
+                listed, unfilled = _read_pairs(_member_bytes(part, MANIFEST, part_zip), f"manifest of {part_zip.name}")
+                empty += unfilled
+                for pair in listed:
                     if pair["index"] <= last:
                         raise CorruptArtifact(f"{part_zip.name}: pair {pair['index']} comes after pair {last}")
                     for entry in _files([pair]):
@@ -80,9 +98,9 @@ def merge_archives(part_zips: Iterable[Path], zip_path: Path, header: Mapping[st
                     lines.write(_line(pair) + "\n")
                     count, last = count + 1, pair["index"]
         lines.seek(0)
-        manifest = _write_manifest(archive, header, (line.rstrip("\n") for line in lines))
+        manifest = _write_manifest(archive, header, (line.rstrip("\n") for line in lines), empty)
     offset = next(offset for name, offset, _ in _member_ranges(zip_path) if name == MANIFEST)
-    return {"pairs": count, "manifest": {**manifest, "offset": offset}}
+    return {"pairs": count, "exhausted": empty, "manifest": {**manifest, "offset": offset}}
 
 
 def verify_archive(path: Path) -> dict[str, Any]:
@@ -93,7 +111,8 @@ def verify_archive(path: Path) -> dict[str, Any]:
     """
     with _opened(path) as archive:
         raw = _member_bytes(archive, MANIFEST, path)
-        pairs = _read_pairs(raw, f"manifest of {path.name}")
+        rejects = _is_rejects(raw, path.name)
+        pairs, _ = _read_pairs(raw, f"manifest of {path.name}", rejects=rejects)
         expected = [entry["name"] for entry in _files(pairs)] + [MANIFEST]
         names = archive.namelist()
         if names != expected:
@@ -114,21 +133,38 @@ def _files(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             yield pair[modality]
 
 
-def _read_pairs(raw: bytes, what: str) -> list[dict[str, Any]]:
-    """The pairs of a part.json or manifest, refused unless each entry has the fields and the name it must have."""
+def _is_rejects(raw: bytes, where: str) -> bool:
+    """Whether a manifest is that of refused pairs; raises ``CorruptArtifact`` for a format not known here."""
     try:
-        pairs = json.loads(raw)["pairs"]
+        named = json.loads(raw).get("format")
+    except (ValueError, AttributeError) as error:
+        raise CorruptArtifact(f"manifest of {where} is not readable: {error}") from error
+    if named not in (*FORMATS, REJECTS_FORMAT):
+        raise CorruptArtifact(f"manifest of {where} is of format {named!r}; known are {', '.join(FORMATS)}")
+    return bool(named == REJECTS_FORMAT)
+
+
+def _read_pairs(raw: bytes, what: str, *, rejects: bool = False) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Pairs and exhausted slots of a part.json or manifest; each entry must have the fields and the name it must have.
+
+    Manifests of before (``cffa-archive/1``) know no exhausted slots.
+    """
+    try:
+        document = json.loads(raw)
+        pairs, empty = document["pairs"], document.get("exhausted", [])
+        if not isinstance(empty, list):
+            raise TypeError("exhausted is not a list")
         for pair in pairs:
+            stem = reject_stem(pair["index"], pair["try"]) if rejects else f"{pair['index']:06d}"
             for modality in MODALITIES:
                 entry = pair[modality]
-                if entry["name"] != f"{modality}/{pair['index']:06d}.png":
+                if entry["name"] != f"{modality}/{stem}.png":
                     raise CorruptArtifact(f"{what}: {entry['name']!r} is not the name of pair {pair['index']}")
                 if not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
                     raise TypeError(f"size or sha256 of {entry['name']}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{what} is not readable: {error}") from error
-    found: list[dict[str, Any]] = pairs
-    return found
+    return pairs, empty
 
 
 def _line(pair: Mapping[str, Any]) -> str:
@@ -179,11 +215,18 @@ def _verify(source: IO[bytes], entry: Mapping[str, Any], where: str, target: IO[
         raise CorruptArtifact(f"{where}: {entry['name']} does not have the recorded size and sha256")
 
 
-def _write_manifest(archive: zipfile.ZipFile, header: Mapping[str, Any], lines: Iterable[str]) -> dict[str, Any]:
+def _write_manifest(
+    archive: zipfile.ZipFile,
+    header: Mapping[str, Any],
+    lines: Iterable[str],
+    empty: Sequence[Mapping[str, Any]],
+    *,
+    rejects: bool = False,
+) -> dict[str, Any]:
     """Write manifest.json: the header's fields one per line, sorted, then one pair per line. Return its entry."""
-    if clash := {"format", "pairs"} & set(header):
+    if clash := {"format", "pairs", "exhausted"} & set(header):
         raise ValueError(f"the header may not carry {', '.join(sorted(clash))}")
-    fields = {"format": FORMAT, **header}
+    fields = {"format": REJECTS_FORMAT, **header} if rejects else {"format": FORMAT, "exhausted": empty, **header}
     digest, size = hashlib.sha256(), 0
     with archive.open(_new_member(MANIFEST, 0), "w") as target:
         for chunk in _manifest_chunks(fields, lines):

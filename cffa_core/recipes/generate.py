@@ -1,23 +1,32 @@
 """Generate pairs with a trained model, one part of the grid at a time: one readable script over the parts.
 
-A part depends on (spec, model, base) only: not on which worker makes it, how often, or what was made before.
+A part depends on (spec, model, base, training pairs) only: not on which worker makes it, how often, or what was made
+before.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cffa_core.errors import ModelUnavailable
+from cffa_core.errors import InvalidSpec, ModelUnavailable, Problem
+from cffa_core.evaluation.pair_scores import TrainingPairs, score_pairs
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import CF_PROMPT, FA_PROMPT, GenerateSettings, Method, SamplerSpec, check_structures
 from cffa_core.methods.method import PairMethod, read_card
-from cffa_core.methods.pair_sampler import PairSampler
+from cffa_core.methods.pair_sampler import NewPair, OnStep, PairSampler
 from cffa_core.methods.registry import load_method
 from cffa_core.models.base import load_base
+from cffa_core.models.checkpoint import folder_digest
+from cffa_core.recipes.archive import reject_stem
+from cffa_core.recipes.gate import Try, check_gate, exhausted, fill_slots
 from cffa_core.recipes.structures import Structures
 from cffa_core.rng import pair_seed
+
+REJECTS = "rejects"
 
 
 def load_sampler(
@@ -39,7 +48,9 @@ def load_sampler(
     trained = load_method(model, loaded)
     if len(trained.modalities) != 2:
         raise ModelUnavailable(f"the model was trained on {trained.modalities[0]} alone; a pair needs cf and fa")
-    return PairSampler(trained, own_prompts(settings.sampler, trained), settings.resolution, settings.batch_size)
+    prompts = own_prompts(settings.sampler, trained)
+    digest = folder_digest(model)
+    return PairSampler(trained, prompts, settings.resolution, settings.batch_size, model_digest=digest)
 
 
 def own_prompts(sampler: SamplerSpec, model: PairMethod) -> SamplerSpec:
@@ -52,6 +63,49 @@ def own_prompts(sampler: SamplerSpec, model: PairMethod) -> SamplerSpec:
     return sampler.model_copy(update=trained)
 
 
+def draw_slots(
+    sampler: PairSampler,
+    settings: GenerateSettings,
+    slots: Sequence[Try],
+    on_step: OnStep | None = None,
+    structures: Structures | None = None,
+    training: TrainingPairs | None = None,
+) -> Iterator[tuple[NewPair, tuple[str, ...]]]:
+    """Draw and score pairs for ``slots``, (index, first try) each, until all are filled or given up.
+
+    Yields each pair with the reasons for which the gate of ``settings`` refused it (none: it fills its slot).
+    ``on_step(done, total)`` counts steps of the sampler; the total grows with every batch of retries. Raises
+    ``InvalidSpec`` for a gate that needs ``training`` where it is None, or pairs where the model draws one modality.
+    """
+    check_gate(settings.gate, training)
+    if settings.gate is not None and len(sampler.model.modalities) != 2:
+        message = f"a gate judges pairs; the model was trained on {sampler.model.modalities[0]} alone"
+        raise InvalidSpec(message, problems=(Problem("/gate", "one_modality", message),))
+
+    def draw(tries: Sequence[Try], number: int, batches: int) -> list[NewPair]:
+        def count(done: int, total: int) -> None:
+            if on_step is not None:
+                on_step(number * total + done, batches * total)
+
+        indices = [index for index, _ in tries]
+        seeds = [pair_seed(settings.seed, index, attempt) for index, attempt in tries]
+        given = [structures.of(index) for index in indices] if structures is not None else []
+        drawn = sampler.draw(indices, seeds, count, [structure.images for structure in given])
+        tried = [
+            replace(pair, attempt=attempt, structure=given[place].source if given else None)
+            for place, (pair, (_, attempt)) in enumerate(zip(drawn, tries, strict=True))
+        ]
+        whole = [(pair.cf, pair.fa) for pair in tried if pair.cf is not None and pair.fa is not None]
+        if not whole:
+            return tried
+        return [
+            replace(pair, alignment=found.alignment, novelty=found.novelty)
+            for pair, found in zip(tried, score_pairs(whole, training), strict=True)
+        ]
+
+    return fill_slots(slots, settings.gate, settings.batch_size, draw)
+
+
 def generate_part(
     sampler: PairSampler,
     settings: GenerateSettings,
@@ -59,27 +113,37 @@ def generate_part(
     out: Path,
     context: JobContext,
     structures: Structures | None = None,
+    training: TrainingPairs | None = None,
 ) -> dict[str, Any]:
     """Draw the pairs of ``part`` into ``out/cf/000017.png`` and ``out/fa/000017.png``, and describe them.
 
-    Writes ``out/part.json`` and returns its content: per pair index, seed, names, sizes, SHA-256 and ``fa_chroma``, and
-    ``structure`` (which one) where the pairs are drawn on ``structures`` (`recipes.structures`).
+    Writes ``out/part.json`` and returns its content: ``pairs`` by index, each with seed, try, scores, names, sizes,
+    SHA-256 and ``fa_chroma``, and ``structure`` (which one) where the pairs are drawn on ``structures``
+    (`recipes.structures`); and ``exhausted``, the slots that stay empty. Pairs that the gate refused are in
+    ``out/rejects``, as ``cf/000017.try00.png`` with a ``part.json`` of their own that says why.
     """
-    indices = settings.part_range(part)
-    batches = range(0, len(indices), settings.batch_size)
-    entries: list[dict[str, Any]] = []
-    for number, start in enumerate(batches):
-        batch = indices[start : start + settings.batch_size]
+    accepted: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
 
-        def on_step(done: int, total: int, number: int = number) -> None:
-            context.progress("sampling", number * total + done, len(batches) * total)
+    def on_step(done: int, total: int) -> None:
+        context.progress("sampling", done, total)
 
-        seeds = [pair_seed(settings.seed, index) for index in batch]
-        given = [structures.of(index) for index in batch] if structures is not None else []
-        pairs = sampler.draw(batch, seeds, on_step, [structure.images for structure in given])
-        sources: list[dict[str, Any]] = [{"structure": structure.source} for structure in given] or [{} for _ in pairs]
-        entries += [pair.save(out) | source for pair, source in zip(pairs, sources, strict=True)]
-    description = {"pairs": entries}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "part.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for pair, reasons in draw_slots(sampler, settings, settings.first_tries(part), on_step, structures, training):
+        if reasons:
+            entry = pair.save(out / REJECTS, reject_stem(pair.index, pair.attempt))
+            rejected.append(entry | {"reasons": list(reasons)})
+        else:
+            accepted.append(pair.save(out))
+    accepted.sort(key=lambda entry: entry["index"])
+    rejected.sort(key=lambda entry: (entry["index"], entry["try"]))
+    empty = exhausted(rejected, [entry["index"] for entry in accepted])
+    if rejected:
+        _describe(out / REJECTS, {"pairs": rejected})
+    return _describe(out, {"pairs": accepted, "exhausted": empty})
+
+
+def _describe(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(description, indent=1, sort_keys=True) + "\n"
+    (folder / "part.json").write_text(text, encoding="utf-8")
     return description

@@ -84,7 +84,7 @@ def test_manifest_lists_size_and_sha256_of_every_image_and_the_header(merged: Pa
                 assert pair[modality]["size"] == len(raw)
                 assert pair[modality]["sha256"] == hashlib.sha256(raw).hexdigest()
     assert {key: manifest[key] for key in HEADER} == HEADER
-    assert set(manifest) == {"format", "pairs", *HEADER}
+    assert set(manifest) == {"format", "pairs", "exhausted", *HEADER}
 
 
 def test_same_pairs_give_the_same_bytes_whenever_and_however_they_were_split(tmp_path: Path) -> None:

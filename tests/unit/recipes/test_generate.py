@@ -16,6 +16,7 @@ from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import GenerateSettings, LoraSpec, SamplerSpec, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.models.base import Base
+from cffa_core.models.checkpoint import folder_digest
 from cffa_core.recipes.generate import generate_part, load_sampler
 from cffa_core.rng import pair_seed
 
@@ -44,7 +45,8 @@ def test_a_part_holds_its_pairs_and_describes_them(base: Base, model: Path, tmp_
     assert json.loads((tmp_path / "part.json").read_text()) == found
     assert [pair["index"] for pair in found["pairs"]] == [4, 5, 6]
     for pair in found["pairs"]:
-        assert set(pair) == {"index", "seed", "cf", "fa", "fa_chroma"}
+        assert set(pair) == {"index", "seed", "try", "alignment", "novelty", "cf", "fa", "fa_chroma"}
+        assert (pair["try"], pair["novelty"]) == (0, None)
         assert pair["seed"] == pair_seed(3, pair["index"])
         for m, mode in (("cf", "RGB"), ("fa", "L")):
             content = (tmp_path / pair[m]["name"]).read_bytes()
@@ -55,6 +57,14 @@ def test_a_part_holds_its_pairs_and_describes_them(base: Base, model: Path, tmp_
             }
             with Image.open(tmp_path / pair[m]["name"]) as image:
                 assert (image.size, image.mode) == ((64, 64), mode)
+                assert image.text == {
+                    "Software": "CFFA",
+                    "Synthetic Data": "YES",
+                    "Modality": m.upper(),
+                    "Index": str(pair["index"]),
+                    "Seed": str(pair["seed"]),
+                    "Model digest": folder_digest(model),
+                }
     assert len(list(tmp_path.glob("cf/*"))) == len(list(tmp_path.glob("fa/*"))) == 3
 
 
