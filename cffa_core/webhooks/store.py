@@ -6,11 +6,12 @@ Deliveries are made by the record itself when a job or data set changes (``outbo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.records import Page
 from cffa_core.jobs.rows import new_id
+from cffa_core.settings import Settings
 from cffa_core.webhooks import due, hooks, signing
 from cffa_core.webhooks.addresses import Policy
 from cffa_core.webhooks.backoff import Backoff
@@ -26,6 +27,14 @@ class Webhooks:
     in a row that were given up, a hook is switched off. Every method that takes an ``owner`` raises :class:`NotFound`
     for another owner's ids.
     """
+
+    @classmethod
+    def of(cls, database: Database, settings: Settings) -> Self:
+        """Web hooks as ``CFFA_WEBHOOK_*`` says; raises :class:`InvalidSettings`."""
+        backoff = Backoff(
+            settings.webhook_first_pause_seconds, settings.webhook_longest_pause_seconds, settings.webhook_tries
+        )
+        return cls(database, Policy.of(settings), backoff=backoff, give_up_after=settings.webhook_give_up_after)
 
     def __init__(
         self, database: Database, policy: Policy, *, backoff: Backoff | None = None, give_up_after: int = 5
@@ -149,5 +158,8 @@ class Webhooks:
         return self._db.read(due.backlog)
 
     def forget(self, seconds: float) -> int:
-        """Remove deliveries that are over for longer than ``seconds``, some at a time; returns how many."""
-        return self._db.write(lambda connection: due.forget(connection, seconds))
+        """Remove deliveries that are over for longer than ``seconds``, a thousand at a time; returns how many."""
+        removed = 0
+        while some := self._db.write(lambda connection: due.forget(connection, seconds)):
+            removed += some
+        return removed

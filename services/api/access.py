@@ -22,6 +22,7 @@ from cffa_core.people.audit import AuditLog
 from cffa_core.people.keys import Caller
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
+from cffa_core.webhooks.store import Webhooks
 from services.api.delivery import Delivery
 from services.api.problems import Unauthorized
 from services.api.watching import Watches
@@ -44,6 +45,7 @@ class Backend:
     delivery: Delivery
     accounts: Accounts
     audit: AuditLog
+    hooks: Webhooks
     checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
     stopping: threading.Event = field(default_factory=threading.Event)
     watches: Watches = field(default_factory=Watches)
@@ -85,6 +87,8 @@ JobId = Annotated[str, _id("job", "job")]
 DatasetId = Annotated[str, _id("ds", "data set")]
 UploadId = Annotated[str, _id("up", "upload")]
 ModelId = Annotated[str, _id("mdl", "model")]
+WebhookId = Annotated[str, _id("wh", "web hook")]
+DeliveryId = Annotated[str, _id("dlv", "delivery")]
 KeyId = Annotated[str, _id("key", "key")]
 TheBackend = Annotated[Backend, Depends(backend)]
 Owner = Annotated[str, Depends(current_owner)]

@@ -27,6 +27,7 @@ from cffa_core.people.keys import key_secret
 from cffa_core.people.quotas import Limits
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_store
+from cffa_core.webhooks.store import Webhooks
 from services.api import (
     archives,
     blobs,
@@ -44,12 +45,15 @@ from services.api import (
     reports,
     scratch,
     web,
+    webhook_sender,
+    webhooks,
     wishes,
 )
 from services.api.access import Backend
 from services.api.delivery import Delivery
 from services.api.rate_limits import RateLimits
 from services.api.request_log import RequestLog
+from services.api.webhook_sender import Sender
 
 TAGS = [
     {"name": "data sets", "description": "Checked pairs of real images, the input of training."},
@@ -60,6 +64,7 @@ TAGS = [
     {"name": "results", "description": "What jobs made: pairs, archives, reports, checkpoints, metrics."},
     {"name": "models", "description": "Products of training jobs, the input of generation."},
     {"name": "blobs", "description": "Signed, expiring links to stored bytes; they need no other permission."},
+    {"name": "webhooks", "description": "Addresses that are told what happens, signed; what was sent to them."},
     {"name": "people", "description": "Accounts, their keys and limits, and who changed what."},
     {"name": "service", "description": "Queue, workers, health and metrics."},
 ]
@@ -89,6 +94,7 @@ def require_safe(settings: Settings) -> None:
 def create_app(settings: Settings) -> FastAPI:
     """The application for ``settings``; raises :class:`InvalidSettings` if it must not run."""
     require_safe(settings)
+    webhook_sender.require_sensible(settings)
     cluster = settings.mode == "cluster"
     keyed = cluster or settings.require_keys
 
@@ -98,14 +104,17 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.backend = backend
         app.state.rate_limits = RateLimits.of(settings)
         with backend.delivery:
-            sweeper = asyncio.create_task(_sweep(backend))
+            sender = Sender(backend.hooks, settings, on_ending=app.state.measured.sent)
+            tasks = [asyncio.create_task(work) for work in (_sweep(backend), sender.run(backend.store))]
             try:
                 yield
             finally:
                 backend.stopping.set()
-                sweeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await sweeper
+                for task in tasks:
+                    task.cancel()
+                for task in tasks:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
         await app.state.rate_limits.close()
         await run_in_threadpool(backend.store.close)
 
@@ -122,7 +131,21 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     documentation.install(app, open_paths=keys.OPEN | OPEN_TEMPLATES, keyed=keyed)
-    for part in (health, metrics, datasets, jobs, events, pairs, archives, reports, models, wishes, people, web):
+    for part in (
+        health,
+        metrics,
+        datasets,
+        jobs,
+        events,
+        pairs,
+        archives,
+        reports,
+        models,
+        wishes,
+        people,
+        webhooks,
+        web,
+    ):
         app.include_router(part.router)
     if not cluster:
         app.include_router(blobs.router)  # a cluster's object store serves its links itself
@@ -150,7 +173,8 @@ def _open(settings: Settings) -> Backend:
     scratch.remove_abandoned(settings.scratch_dir)
     accounts = Accounts(store.database, key_secret(settings), defaults=limits)
     audit = AuditLog(store.database)
-    return Backend(settings, store, open_store(settings), Delivery(settings, store), accounts, audit)
+    hooks = Webhooks.of(store.database, settings)
+    return Backend(settings, store, open_store(settings), Delivery(settings, store), accounts, audit, hooks)
 
 
 async def _sweep(backend: Backend) -> None:
@@ -180,6 +204,8 @@ def _remove_what_nobody_needs(backend: Backend) -> None:
     scratch.remove_abandoned(backend.settings.scratch_dir)
     if backend.store.take_turn("audit", ORPHANS_SECONDS / 2):
         backend.audit.forget(backend.settings.audit_days)
+    if backend.store.take_turn("webhooks", ORPHANS_SECONDS / 2):
+        backend.hooks.forget(backend.settings.webhook_keep_days * 86_400)
     if backend.store.take_turn("orphans", ORPHANS_SECONDS / 2):
         sweep.orphans(backend.store, backend.objects)
 

@@ -18,6 +18,9 @@ from prometheus_client.registry import Collector
 from cffa_core.jobs.records import Load
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.store import JobStore
+from cffa_core.webhooks.due import Ending
+from cffa_core.webhooks.records import Backlog
+from cffa_core.webhooks.store import Webhooks
 from services.api.access import TheBackend
 from services.api.problems import Answers, documented
 
@@ -46,30 +49,41 @@ class Measured:
             registry=self._registry,
             buckets=BUCKETS,
         )
+        self._sent = Counter(
+            "cffa_webhook_tries",
+            "Tries of web hook deliveries by what came of them.",
+            ["ending"],
+            registry=self._registry,
+        )
         self._lock = threading.Lock()
-        self._load: tuple[float, Load] | None = None
+        self._load: tuple[float, Load, Backlog] | None = None
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answer; ``route`` is a template, since paths would be a new series each."""
         self._answers.labels(method if method in METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def text(self, store: JobStore) -> bytes:
+    def sent(self, ending: Ending) -> None:
+        """Count one try of a web hook's delivery."""
+        self._sent.labels(ending).inc()
+
+    def text(self, store: JobStore, hooks: Webhooks) -> bytes:
         """The whole page. The record is asked at most once a second, however many ask here."""
         with self._lock:
             if self._load is None or time.monotonic() - self._load[0] > REUSE_SECONDS:
-                self._load = (time.monotonic(), store.load())
-            load = self._load[1]
+                self._load = (time.monotonic(), store.load(), hooks.backlog())
+            _, load, backlog = self._load
         shown = CollectorRegistry()
-        shown.register(_Shown(load))
+        shown.register(_Shown(load, backlog))
         return generate_latest(shown) + generate_latest(self._registry)
 
 
 class _Shown(Collector):
     """The gauges of one look at the record."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, backlog: Backlog) -> None:
         self._seen = load
+        self._backlog = backlog
 
     def collect(self) -> Iterator[Metric]:
         seen = self._seen
@@ -86,6 +100,12 @@ class _Shown(Collector):
             age.add_metric([kind], seen.oldest_seconds.get(kind, 0.0))
         workers = GaugeMetricFamily("cffa_workers", "Workers heard of within the last minute.", value=seen.workers)
         yield from (jobs, units, load, age, workers)
+        hooks = GaugeMetricFamily("cffa_webhook_deliveries", "Deliveries that are not over.", labels=["state"])
+        hooks.add_metric(["waiting"], self._backlog.waiting)
+        hooks.add_metric(["sending"], self._backlog.sending)
+        yield hooks
+        late = "By how much the delivery that is due longest is late: nothing sends if this grows."
+        yield GaugeMetricFamily("cffa_webhook_late_seconds", late, value=self._backlog.late_seconds)
 
 
 @router.get(
@@ -99,4 +119,4 @@ def get_metrics(request: Request, backend: TheBackend) -> Response:
     """Jobs and units by state, age and load of the queues, live workers; answers of this process by route. Needs no
     key and names no ids."""
     measured: Measured = request.app.state.measured
-    return Response(measured.text(backend.store), media_type=CONTENT_TYPE_LATEST)
+    return Response(measured.text(backend.store, backend.hooks), media_type=CONTENT_TYPE_LATEST)
