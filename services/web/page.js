@@ -105,11 +105,12 @@ async function act(job, verb) {
   await refresh();
 }
 
-const KINDS = { training: "Training", generation: "Generation", evaluation: "Evaluation" };
+const KINDS = { training: "Training", generation: "Generation", evaluation: "Evaluation", export: "Export" };
 
 function subject({ kind, spec }) {
   if (kind === "training") return `${spec.method} on ${spec.base}, ${spec.steps} steps`;
   if (kind === "generation") return `${spec.count} pairs at ${spec.resolution} px`;
+  if (kind === "export") return `${spec.form} of ${spec.generation_job_id}`;
   return `pairs of ${spec.generation_job_id ?? spec.pairs_dataset_id}, at most ${spec.max_pairs}`;
 }
 
@@ -250,6 +251,7 @@ async function recall() {
   const [job, at, mode] = location.hash.slice(1).split("/");
   if (!job.startsWith("job_")) return;
   const { kind, state } = await get(`v1/jobs/${job}`);
+  if (kind === "export") return;
   if (kind === "evaluation") return state === "succeeded" ? chooseReport(job) : undefined;
   await choose(job);
   if (["side", "slider", "checker"].includes(mode)) compare(mode);

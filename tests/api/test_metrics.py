@@ -24,7 +24,7 @@ def samples(client: TestClient) -> dict[str, dict[tuple[str, ...], float]]:
 def test_an_idle_service_has_zeros(client: TestClient) -> None:
     found = samples(client)
     assert found["cffa_jobs"]["generation", "queued"] == 0
-    nothing = {("training",): 0, ("generation",): 0, ("evaluation",): 0}
+    nothing = {("training",): 0, ("generation",): 0, ("evaluation",): 0, ("export",): 0}
     assert found["cffa_queue_load"] == nothing
     assert found["cffa_queue_age_seconds"] == nothing
     assert found["cffa_workers"] == {(): 0}

@@ -365,6 +365,7 @@ def test_the_queue_summary_counts_jobs_and_units(store: JobStore) -> None:
         Kind.TRAINING: QueueCounts(queued_jobs=1, active_jobs=0, waiting_units=1, running_units=0),
         Kind.GENERATION: QueueCounts(queued_jobs=1, active_jobs=1, waiting_units=4, running_units=1),
         Kind.EVALUATION: QueueCounts(),
+        Kind.EXPORT: QueueCounts(),
     }
 
 
@@ -393,6 +394,8 @@ def test_the_load_counts_everything_that_metrics_show(store: JobStore) -> None:
         (Kind.GENERATION, UnitState.RUNNING): 1,
         (Kind.EVALUATION, UnitState.QUEUED): 0,
         (Kind.EVALUATION, UnitState.RUNNING): 0,
+        (Kind.EXPORT, UnitState.QUEUED): 0,
+        (Kind.EXPORT, UnitState.RUNNING): 0,
     }
     assert load.oldest_seconds[Kind.GENERATION] >= 0.05
     assert load.oldest_seconds[Kind.TRAINING] == 0.0

@@ -28,7 +28,7 @@ def test_a_list_of_kinds(text: str, kinds: tuple[Kind, ...]) -> None:
 
 
 def test_other_names_are_refused() -> None:
-    with pytest.raises(InvalidSettings, match="called painting; there are training, generation, evaluation"):
+    with pytest.raises(InvalidSettings, match="called painting; there are training, generation, evaluation, export"):
         parse_kinds("training,painting")
 
 
