@@ -18,6 +18,7 @@ from cffa_core.jobs.records import Claim, Order, Progress
 from cffa_core.jobs.rows import checkpoint_of
 from cffa_core.jobs.schema import QUEUE, checkpoints, clock, jobs, owners, units
 from cffa_core.jobs.spec import SPEC_VERSION
+from cffa_core.jobs.spec import GenerationSpec
 from cffa_core.jobs.state import CLAIMABLE, JobState, UnitKind, UnitState
 
 
@@ -193,7 +194,8 @@ def pin_numerics(connection: sa.Connection, held: Claim, key: str) -> None:
     pinned = job.row.numerics_key
     if pinned == key:
         return
-    if pinned is not None and _bound(connection, held):
+    fixed = isinstance(held.spec, GenerationSpec) and held.spec.regenerates is not None
+    if pinned is not None and (fixed or _bound(connection, held)):
         raise NumericsMismatch(f"job {held.job_id} is pinned to {pinned!r}; this worker computes as {key!r}")
     job.set(numerics_key=key)
     job.note("numerics", key=key)

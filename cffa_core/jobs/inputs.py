@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from cffa_core.errors import InvalidSpec, NotFound, Problem
 from cffa_core.jobs.catalog import get_dataset, get_model
 from cffa_core.jobs.exports import with_finished_parts
-from cffa_core.jobs.schema import jobs, models
+from cffa_core.jobs.records import NOVELTY_FILE
+from cffa_core.jobs.schema import jobs, models, units
 from cffa_core.jobs.spec import (
     EvaluationSpec,
     ExportSpec,
@@ -24,7 +25,9 @@ from cffa_core.jobs.spec import (
     TrainingSpec,
     check_structures,
 )
-from cffa_core.jobs.state import JobState
+from cffa_core.jobs.state import JobState, UnitKind
+from cffa_core.storage.base import ObjectInfo
+from cffa_core.storage.manifest import stored_from_json
 
 
 def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobSpec:
@@ -54,6 +57,8 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
         look("/structure_dataset_id", get_dataset, spec.structure_dataset_id)
         if not problems:
             problems += _unfit_structures(connection, owner, spec)
+            problems += _unknown_training(connection, owner, spec)
+        problems += _unfit_original(connection, owner, spec)
     else:
         for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
             look(f"/{name}", get_dataset, getattr(spec, name))
@@ -88,11 +93,67 @@ def _without_vessels(connection: sa.Connection, owner: str, dataset_id: str, poi
     return [Problem(pointer, "missing_mask", message)]
 
 
+def novelty_file(connection: sa.Connection, owner: str, model_id: str) -> ObjectInfo | None:
+    """The thumbnails of the pairs that a model was trained on; None if its training left none, or is gone.
+
+    They belong to the training job and go with it; the model stays. Raises :class:`NotFound` for another's model.
+    """
+    stored = connection.scalar(
+        sa.select(units.c.stored)
+        .join(jobs, jobs.c.id == units.c.job_id)
+        .where(
+            jobs.c.id == get_model(connection, owner, model_id).job_id,
+            jobs.c.owner == owner,
+            jobs.c.state != JobState.EXPIRED.value,
+            units.c.kind == UnitKind.TRAIN.value,
+        )
+    )
+    return stored_from_json(stored).files.get(NOVELTY_FILE)
+
+
+def _unknown_training(connection: sa.Connection, owner: str, spec: GenerationSpec) -> list[Problem]:
+    """A problem if pairs are to be compared with those of the training, and these are not known."""
+    if spec.gate is None or spec.gate.max_similarity_to_training is None:
+        return []
+    if novelty_file(connection, owner, spec.model_id) is not None:
+        return []
+    message = (
+        f"the pairs that model {spec.model_id} was trained on are not known: its training is older than this, or was "
+        "deleted; train again, or leave max_similarity_to_training out"
+    )
+    return [Problem("/gate/max_similarity_to_training", "training_unknown", message)]
+
+
+def _unfit_original(connection: sa.Connection, owner: str, spec: GenerationSpec) -> list[Problem]:
+    """A problem if the job whose pair is to be made once more is not there, or has made none."""
+    if spec.regenerates is None or numerics_of(connection, owner, spec) is not None:
+        return []
+    message = f"no generation job {spec.regenerates.job_id} that has made a pair; name one of your own"
+    return [Problem("/regenerates/job_id", "not_found", message)]
+
+
+def numerics_of(connection: sa.Connection, owner: str, spec: JobSpec) -> str | None:
+    """The numerics key that a job is bound to before its first claim: that of the job whose pair it regenerates."""
+    if not isinstance(spec, GenerationSpec) or spec.regenerates is None:
+        return None
+    key: str | None = connection.scalar(
+        sa.select(jobs.c.numerics_key).where(
+            jobs.c.id == spec.regenerates.job_id,
+            jobs.c.owner == owner,
+            jobs.c.kind == Kind.GENERATION.value,
+            jobs.c.generated > 0,
+        )
+    )
+    return key
+
+
 def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:
     """Why the pairs of a job cannot be measured; empty if they can."""
     pointer = "/generation_job_id"
     row = connection.execute(
-        sa.select(jobs.c.kind, jobs.c.state, jobs.c.requested).where(jobs.c.id == job_id, jobs.c.owner == owner)
+        sa.select(
+            jobs.c.kind, jobs.c.state, jobs.c.requested, (jobs.c.generated - jobs.c.rejected).label("pairs")
+        ).where(jobs.c.id == job_id, jobs.c.owner == owner)
     ).one_or_none()
     if row is None:
         return [Problem(pointer, "not_found", f"no job {job_id}; name one of your own")]
@@ -105,8 +166,9 @@ def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:
     if row.state != JobState.SUCCEEDED.value:
         message = f"job {job_id} is {row.state}; post this again when it has succeeded"
         return [Problem(pointer, "not_succeeded", message)]
-    if row.requested < 2:
-        return [Problem(pointer, "too_few_pairs", f"job {job_id} has one pair; at least 2 can be measured")]
+    if min(row.requested, row.pairs) < 2:
+        message = f"job {job_id} has made {row.pairs} pair(s); at least 2 can be measured"
+        return [Problem(pointer, "too_few_pairs", message)]
     return []
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from cffa_core.errors import Conflict, Expired, Problem
 from cffa_core.jobs import terms
 from cffa_core.jobs.catalog import model_keys, pointed_keys
-from cffa_core.jobs.inputs import checked_inputs
+from cffa_core.jobs.inputs import checked_inputs, numerics_of
 from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.records import USUAL_TERMS, Terms
 from cffa_core.jobs.rows import new_id
@@ -65,10 +65,11 @@ def create(
             created_at=now,
             entered={JobState.QUEUED.value: now},
             last_seq=0,
-            requested=spec.count if isinstance(spec, GenerationSpec) else 0,
+            requested=len(spec.indices) if isinstance(spec, GenerationSpec) else 0,
             generated=0,
             busy_seconds=0.0,
             waiting=len(work),
+            numerics_key=numerics_of(connection, owner, spec),
             **terms.columns_of(asked, now, service_retention),
         )
     )

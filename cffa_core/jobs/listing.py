@@ -154,6 +154,7 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
             f"job {row.id} has spec version {row.spec_version} and this process knows {SPEC_VERSION}: replace it"
         )
     spec, state = parse_spec(row.spec), JobState(row.state)
+    settled = row.generated - row.rejected + row.exhausted
     return Job(
         id=row.id,
         owner=row.owner,
@@ -168,9 +169,11 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
         counts=Counts(
             requested=row.requested,
             generated=row.generated,
-            failed=row.requested - row.generated if state is JobState.FAILED else 0,
+            accepted=row.accepted,
+            rejected=row.rejected,
+            failed=row.exhausted + (row.requested - settled if state is JobState.FAILED else 0),
         ),
-        progress=job_progress(spec, state, row.generated, row.busy_seconds, work),
+        progress=job_progress(spec, state, settled, row.busy_seconds, work),
         reason=row.reason,
         error=row.error,
         result=row.result,

@@ -15,6 +15,9 @@ from cffa_core.storage.base import ObjectInfo
 
 T = TypeVar("T")
 
+NOVELTY_FILE = "novelty.safetensors"
+"""Product of a training, beside its model: thumbnails of the pairs it has learnt from."""
+
 Order = Literal["continue", "cancel", "pause", "wish"]
 """What a worker is told to do with the unit it holds; ``wish``: go on, and see what the job's owner asks for."""
 
@@ -41,7 +44,10 @@ USUAL_TERMS = Terms()
 
 @dataclass(frozen=True)
 class Counts:
-    """Pairs of a generation job: asked for, made, and (with a gate) accepted or rejected; ``failed`` were given up."""
+    """Pairs of a generation job: asked for, drawn, and (with a gate) accepted or rejected; ``failed`` were given up.
+
+    With a gate ``generated`` is ``accepted + rejected``, and ``requested`` is ``accepted + failed`` once it has succeeded.
+    """
 
     requested: int = 0
     generated: int = 0

@@ -107,7 +107,7 @@ def commit(
     if held.kind is not UnitKind.FINALIZE:
         job.worked(unit)
     if held.kind is UnitKind.PART:
-        job.set(generated=jobs.c.generated + len(info.get("pairs", ())))
+        job.set(**_counted(info))
     if held.kind is UnitKind.FINALIZE:
         result = dict(job_result or {})
         if model is not None:
@@ -120,6 +120,19 @@ def commit(
     job.settle()
     job.save()
     return True
+
+
+def _counted(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of a job with those of a part that reports ``info``; see `records.Counts`."""
+    pairs, gate = len(info.get("pairs", ())), info.get("gate")
+    if gate is None:
+        return {"generated": jobs.c.generated + pairs}
+    return {
+        "generated": jobs.c.generated + pairs + gate["rejected"],
+        "accepted": jobs.c.accepted + pairs,
+        "rejected": jobs.c.rejected + gate["rejected"],
+        "exhausted": jobs.c.exhausted + gate["exhausted"],
+    }
 
 
 def _committed(connection: sa.Connection, held: Claim, stored: StoredFiles) -> bool:

@@ -19,6 +19,7 @@ from cffa_core.jobs import (
     claims,
     dataset_rows,
     endings,
+    inputs,
     lifecycle,
     listing,
     queue,
@@ -264,6 +265,10 @@ class JobStore:
         """Whether files of this upload, of whichever owner, may still arrive."""
         return self._db.read(lambda connection: upload_rows.is_open(connection, upload_id))
 
+    def novelty_file(self, owner: str, model_id: str) -> ObjectInfo | None:
+        """Thumbnails of the pairs that a model was trained on; None if its training left none or is gone."""
+        return self._db.read(lambda connection: inputs.novelty_file(connection, owner, model_id))
+
     # --- what an owner does with jobs -----------------------------------------------------------------------------
 
     def create_job(
@@ -492,7 +497,8 @@ class JobStore:
         """Bind the claim's job to a numerics key before the first result.
 
         The first claim binds; another key raises :class:`NumericsMismatch` (release the claim, then claim with
-        ``avoid``). A job that has neither results nor another live claim may be bound anew.
+        ``avoid``). A job that has neither results nor another live claim may be bound anew, unless it regenerates a pair
+        of another job.
         """
         self._db.write(lambda connection: claims.pin_numerics(connection, claim, key))
 

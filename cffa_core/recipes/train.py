@@ -2,7 +2,8 @@
 
 Step k draws its random numbers from (job seed, k) alone, validation and previews from seeds of their own, and a
 checkpoint holds everything, so that a run that was stopped and resumed ends with the bytes of one that was not (on a
-CPU); nor does it matter when its owner asked for a checkpoint or a sample. Knows nothing of jobs, leases or storage: it has a :class:`JobContext`.
+CPU); nor does it matter when its owner asked for a checkpoint or a sample. Knows nothing of jobs, leases or storage: it
+has a :class:`JobContext`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def run_training(
     """Train on a data set (checked folder, raw folder or zip) and return the card of ``out/best_checkpoint``.
 
     Leaves ``training_log`` and ``validation_log`` (.txt and .jsonl), ``step_XXXXXX_random_pairs/``,
-    ``latest_checkpoints/`` (three), ``best_checkpoint/`` and, beside the model, ``novelty.safetensors`` (thumbnails of the
-    training pairs, see `recipes.novelty`) in ``out``; resumes from ``context.latest_checkpoint()``.
+    ``latest_checkpoints/`` (three), ``best_checkpoint/`` and, beside the model, ``novelty.safetensors`` (thumbnails of
+    the training pairs, see `recipes.novelty`) in ``out``; resumes from ``context.latest_checkpoint()``.
     ``lpips_weights`` is the file that ``loss.lpips_lambda > 0`` needs (`diffusion.perceptual`).
     Raises ``ModelUnavailable``, ``InvalidDataset``, ``NotEnoughData``, ``TrainingDiverged``, ``Cancelled``, and
     ``Conflict`` if the checkpoint belongs to other settings, data, base or LPIPS weights.

@@ -31,9 +31,11 @@ from cffa_core.webhooks.store import Webhooks
 from services.api import (
     archives,
     blobs,
+    dataset_versions,
     datasets,
     documentation,
     events,
+    folder_uploads,
     health,
     jobs,
     keys,

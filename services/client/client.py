@@ -17,15 +17,31 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from cffa_core.errors import CorruptArtifact, NotFound
-from cffa_core.jobs.spec import EvaluateSettings, GenerateSettings, Kind, TrainSettings
+from cffa_core.jobs.records import ANY_JOB, USUAL_TERMS, JobFilter, Terms
+from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, Kind, TrainSettings
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
+from services.client.exports import fetch_export
 from services.client.problems import ServiceUnreachable
-from services.client.resources import Archive, Archives, Dataset, Job, Model, Page, Pair, Queue, Report, Resource
+from services.client.resources import (
+    Archive,
+    Archives,
+    Dataset,
+    Job,
+    Model,
+    Page,
+    Pair,
+    Preview,
+    Previews,
+    Queue,
+    Report,
+    Resource,
+)
 from services.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8008"
 LONGEST_POLL = 30.0
+DAY_SECONDS = 86_400.0
 R = TypeVar("R", bound=Resource)
 OnBytes = Callable[[int, int], None]
 
@@ -131,12 +147,23 @@ class CffaClient:
 
     # Jobs
 
-    def submit_training(self, dataset_id: str, settings: TrainSettings, *, priority: int = 0) -> Job:
-        """Post a training job; raises ``InvalidSpec`` naming every bad field."""
-        return self._submit("/v1/training-jobs", {"dataset_id": dataset_id}, settings, priority)
+    def submit_training(
+        self, dataset_id: str, settings: TrainSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS
+    ) -> Job:
+        """Post a training job; raises ``InvalidSpec`` naming every bad field.
+
+        ``asked`` (here and for the other kinds) are its deadline and how long its products are to be kept.
+        """
+        return self._submit("/v1/training-jobs", {"dataset_id": dataset_id}, settings, priority, asked)
 
     def submit_generation(
-        self, model_id: str, settings: GenerateSettings, *, structure_dataset_id: str | None = None, priority: int = 0
+        self,
+        model_id: str,
+        settings: GenerateSettings,
+        *,
+        structure_dataset_id: str | None = None,
+        priority: int = 0,
+        asked: Terms = USUAL_TERMS,
     ) -> Job:
         """Post a generation job for ``settings.count`` pairs; raises ``InvalidSpec`` naming every bad field.
 
@@ -145,7 +172,7 @@ class CffaClient:
         names = {"model_id": model_id}
         if structure_dataset_id is not None:
             names["structure_dataset_id"] = structure_dataset_id
-        return self._submit("/v1/generation-jobs", names, settings, priority)
+        return self._submit("/v1/generation-jobs", names, settings, priority, asked)
 
     def submit_evaluation(
         self,
@@ -156,6 +183,7 @@ class CffaClient:
         pairs_dataset_id: str | None = None,
         train_dataset_id: str | None = None,
         priority: int = 0,
+        asked: Terms = USUAL_TERMS,
     ) -> Job:
         """Post an evaluation of the pairs of a generation job or of a data set (name one of the two).
 
@@ -169,15 +197,34 @@ class CffaClient:
             "train_dataset_id": train_dataset_id,
         }
         named = {name: id_ for name, id_ in references.items() if id_ is not None}
-        return self._submit("/v1/evaluation-jobs", named, settings, priority)
+        return self._submit("/v1/evaluation-jobs", named, settings, priority, asked)
+
+    def submit_export(
+        self, generation_job_id: str, settings: ExportSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS
+    ) -> Job:
+        """Post the export of pairs of a generation job, of the parts that are finished now.
+
+        Raises ``Conflict`` while it has none, ``InvalidSpec`` for a selection that no finished pair can meet.
+        """
+        return self._submit(f"/v1/jobs/{generation_job_id}/exports", {}, settings, priority, asked)
 
     def job(self, job_id: str) -> Job:
         """One job as it is now."""
         return self._get(f"/v1/jobs/{job_id}", Job)
 
-    def jobs(self, *, kind: Kind | None = None, state: JobState | None = None) -> Iterator[Job]:
-        """Jobs, newest first."""
-        return self._pages("/v1/jobs", Job, {"kind": kind, "state": state})
+    def jobs(
+        self, *, kind: Kind | None = None, state: JobState | None = None, within: JobFilter = ANY_JOB
+    ) -> Iterator[Job]:
+        """Jobs, newest first, of those that every filter keeps."""
+        query = {
+            "kind": kind,
+            "state": state,
+            "created_after": within.created_after and within.created_after.isoformat(),
+            "created_before": within.created_before and within.created_before.isoformat(),
+            "model_id": within.model_id,
+            "dataset_id": within.dataset_id,
+        }
+        return self._pages("/v1/jobs", Job, query)
 
     def watch(self, job_id: str, *, timeout: float | None = None, patience: float = 60.0) -> Iterator[Job]:
         """Yield the job now and after every change, by long polling, until it is terminal.
@@ -227,6 +274,14 @@ class CffaClient:
         """Put a failed or cancelled job back into the queue; what it has done is kept."""
         return self._act(job_id, "retry", repeatable=False)
 
+    def checkpoint_now(self, job_id: str) -> Job:
+        """Ask a running training for a checkpoint of its next step; raises ``Conflict`` for any other job."""
+        return self._act(job_id, "checkpoint")
+
+    def sample_now(self, job_id: str) -> Job:
+        """Ask a running training to draw its preview pairs after its next step; see :meth:`previews`."""
+        return self._act(job_id, "sample")
+
     def delete(self, job_id: str) -> None:
         """Remove a finished job and its products; raises ``Conflict`` while it is not terminal."""
         self._transport.sent(lambda: self._http.delete(f"/v1/jobs/{job_id}"), repeatable=False)
@@ -275,6 +330,19 @@ class CffaClient:
         )
         return archive
 
+    def download_export(self, job_id: str, folder: Path, *, on_bytes: OnBytes | None = None) -> Archives:
+        """Download all archives of an export, and its manifest, into ``folder``; goes on where it broke off.
+
+        Raises ``Conflict`` for an export that has not succeeded, ``CorruptArtifact``.
+        """
+        return fetch_export(
+            self._transport.signed,
+            lambda: self.archives(job_id),
+            lambda number: self._archive(job_id, number),
+            folder,
+            on_bytes,
+        )
+
     def _archive(self, job_id: str, part: int | None) -> Archive:
         return self._get(f"/v1/jobs/{job_id}/archives/{'all' if part is None else part}", Archive)
 
@@ -309,18 +377,49 @@ class CffaClient:
             self._transport.signed, url, folder / name, sha256=file.sha256, size=file.bytes, on_bytes=on_bytes
         )
 
+    def previews(self, job_id: str) -> list[Preview]:
+        """Pictures that a training drew, by step: regular ones, and those that were asked for (``asked``)."""
+        return self._get(f"/v1/jobs/{job_id}/previews", Previews).items
+
+    def download_previews(self, job_id: str, folder: Path) -> list[Path]:
+        """Download the sheet of pictures of each step as ``FOLDER/step_000123.png`` (``..._asked.png`` for those that
+        were asked for), each checked by size and SHA-256; returns the paths."""
+        written = []
+        for preview in self.previews(job_id):
+            for file in preview.files:
+                if file.name == "sheet.png":
+                    target = folder / f"step_{preview.step:06d}{'_asked' if preview.asked else ''}.png"
+                    links = iter([file.url])
+                    download.fetch(
+                        self._transport.signed,
+                        lambda links=links: next(links),
+                        target,
+                        sha256=file.sha256,
+                        size=file.bytes,
+                        on_bytes=None,
+                    )
+                    written.append(target)
+        return written
+
     # Transport
 
     def _submit(
         self,
         path: str,
         reference: Mapping[str, str],
-        settings: TrainSettings | GenerateSettings | EvaluateSettings,
+        settings: TrainSettings | GenerateSettings | EvaluateSettings | ExportSettings,
         priority: int,
+        asked: Terms,
     ) -> Job:
         body = settings.model_dump(mode="json", exclude_unset=True) | dict(reference)
         if priority:
             body["priority"] = priority
+        if asked.deadline_seconds is not None:
+            body["deadline_seconds"] = asked.deadline_seconds
+        if asked.deadline_at is not None:
+            body["deadline_at"] = asked.deadline_at.isoformat()
+        if asked.retention_seconds is not None:
+            body["retention_days"] = asked.retention_seconds / DAY_SECONDS
         headers = {"Idempotency-Key": _new_key()}
         response = self._transport.sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
         return Job.model_validate_json(response.content)

@@ -59,6 +59,9 @@ class Job(Resource):
     reason: str | None = None
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
+    deadline_at: datetime | None = None
+    expires_at: datetime | None = None
+    wishes: list[str] = []
 
 
 class Dataset(Resource):
@@ -92,7 +95,7 @@ class Queue(Resource):
 
 
 class Archive(Resource):
-    """A zip to download; ``number`` is the part it holds, None for the archive of the whole job."""
+    """An archive to download; ``number`` is the part it holds, None for the archive of the whole job."""
 
     number: int | None
     pairs: int
@@ -103,11 +106,21 @@ class Archive(Resource):
     expires_at: datetime
 
 
+class ReportFile(Resource):
+    """One file of a report, or the manifest of an export."""
+
+    name: str
+    bytes: int
+    sha256: str
+    url: str
+
+
 class Archives(Resource):
-    """Archives of the parts that are done, and of the whole job once it has succeeded."""
+    """Archives of the parts that are done, and of the whole job once it has succeeded; those of an export."""
 
     parts: list[Archive]
     whole: Archive | None = None
+    manifest: ReportFile | None = None
 
 
 class Image(Resource):
@@ -129,21 +142,26 @@ class Pair(Resource):
     fa: Image
 
 
-class ReportFile(Resource):
-    """One file of a report."""
-
-    name: str
-    bytes: int
-    sha256: str
-    url: str
-
-
 class Report(Resource):
     """What an evaluation found, and the files that show it: report.json, report.md and pictures."""
 
     report: dict[str, Any]
     files: list[ReportFile]
     expires_at: datetime
+
+
+class Preview(Resource):
+    """Pictures of one step of a training; ``sheet.png`` shows all of them."""
+
+    step: int
+    asked: bool
+    files: list[ReportFile]
+
+
+class Previews(Resource):
+    """Pictures that a training drew, by step."""
+
+    items: list[Preview]
 
 
 class Page(Resource, Generic[T]):

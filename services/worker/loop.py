@@ -18,7 +18,7 @@ from typing import Any
 from cffa_core import __version__
 from cffa_core.errors import CffaError, NotFound
 from cffa_core.jobs.records import Claim
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import SPEC_VERSION, Kind
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from services.worker.metrics import WorkerMetrics
@@ -84,6 +84,7 @@ class Worker:
         self._avoided: dict[str, tuple[float, float]] = {}
         self._unwell = 0
         self._registered_versions: str | None = None
+        self._refuses: str | None = None
 
     @property
     def idle(self) -> bool:
@@ -208,6 +209,7 @@ class Worker:
             self._attempt(self._beat)
         if self._is_due("sweep", self._settings.sweep_seconds):
             self._attempt(self._sweep)
+            self._attempt(self._look_for_newer)
 
     def _is_due(self, what: str, every: float) -> bool:
         now = time.monotonic()
@@ -227,6 +229,18 @@ class Worker:
             log.info("%d expired leases freed", freed)
             self._wake.set()
 
+    def _look_for_newer(self) -> None:
+        """Say, here and in the list of workers, when jobs wait that this version is too old for."""
+        found = self.store.too_new(self._kinds)
+        refuses = None
+        if found is not None:
+            refuses = f"spec version {found[1]}: this worker knows {SPEC_VERSION}; replace it"
+        if refuses != self._refuses:
+            self._refuses = refuses
+            if found is not None:
+                log.warning("%d waiting jobs are left to newer workers: %s", found[0], refuses)
+            self._register()
+
     def _register(self) -> None:
         versions = self._supervisor.versions
         info = {
@@ -236,6 +250,8 @@ class Worker:
             "device": self._settings.device,
             "threads": self._threads,
             "version": __version__,
+            "spec_version": SPEC_VERSION,
+            "refuses": self._refuses,
             # Device model and library versions; known once a child has loaded them.
             "numerics": versions.rstrip("/") if versions is not None else None,
             **self.facts,

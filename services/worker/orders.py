@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any
 
 from cffa_core.errors import Expired
 from cffa_core.jobs.exports import numbers_of
-from cffa_core.jobs.records import Checkpoint, Claim, Dataset, StoredFiles
+from cffa_core.jobs.records import NOVELTY_FILE, Checkpoint, Claim, Dataset, Job, StoredFiles
 from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.jobs.store import JobStore
@@ -46,7 +47,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
             inputs["export"], facts["export"] = exported.stored, exported.info
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
-        facts["model_digest"] = model.digest
+        facts["model_digest"], facts["dataset_digest"] = model.digest, model.card.get("dataset_digest")
         if claim.spec.structure_dataset_id is not None:
             structures = store.get_dataset(claim.owner, claim.spec.structure_dataset_id)
             facts["structures_digest"] = structures.digest
@@ -54,6 +55,8 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
                 inputs["structures"] = structures.stored
         if claim.kind is UnitKind.PART:
             inputs["model"] = model.stored
+            if (known := store.novelty_file(claim.owner, model.id)) is not None:
+                inputs["novelty"] = StoredFiles({NOVELTY_FILE: known})
         else:
             inputs["parts"] = _part_archives(store, claim)
     return WorkOrder(
@@ -93,18 +96,32 @@ def _name_sets(
         if job.state is JobState.EXPIRED:
             raise Expired(f"the pairs of job {job.id} were removed by retention")
         manifest = (job.result or {}).get("manifest", {})
-        indices = list(range(job.spec.count))
+        indices = _made(store, owner, job)
+        total = len(indices)
         if len(indices) > spec.max_pairs:
             chosen = random.Random(derive_seed(spec.seed, "choose generated pairs")).sample(indices, spec.max_pairs)
             indices = sorted(chosen)
-        needed = {index // job.spec.part_size for index in indices}
+        needed = {job.spec.part_of(index) for index in indices}
         inputs["pairs"] = _part_files(store, owner, job.id, needed)
         facts["indices"] = indices
-        sets["pairs"] = {"name": "generated", "digest": manifest.get("sha256"), "pairs": job.spec.count}
+        sets["pairs"] = {"name": "generated", "digest": manifest.get("sha256"), "pairs": total}
     add("reference", store.get_dataset(owner, spec.reference_dataset_id))
     if spec.train_dataset_id is not None:
         add("train", store.get_dataset(owner, spec.train_dataset_id))
     facts["sets"] = sets
+
+
+def _made(store: JobStore, owner: str, job: Job) -> list[int]:
+    """Indices of the pairs that a generation job made: all it was asked for, unless a gate left slots empty."""
+    assert isinstance(job.spec, GenerationSpec)
+    if job.spec.gate is None:
+        return list(job.spec.indices)
+    found: list[int] = []
+    first = 0
+    while parts := store.parts(owner, job.id, kind=UnitKind.PART, first=first, limit=PARTS_PER_READ):
+        found += [int(index) for part in parts for index in part.info["pairs"]]
+        first = parts[-1].index + 1
+    return found
 
 
 def _parts_to_export(store: JobStore, owner: str, spec: ExportSpec) -> StoredFiles:
@@ -114,7 +131,7 @@ def _parts_to_export(store: JobStore, owner: str, spec: ExportSpec) -> StoredFil
     return _part_files(store, owner, job.id, set(numbers_of(spec.parts)))
 
 
-def _part_files(store: JobStore, owner: str, job_id: str, needed: set[int]) -> StoredFiles:
+def _part_files(store: JobStore, owner: str, job_id: str, needed: Collection[int | None]) -> StoredFiles:
     """Archives and indices of the ``needed`` parts of a generation job: ``00017/pairs.zip``, ``00017/part.json``."""
     found: dict[str, Any] = {}
     first = 0

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import typer
 
-from services.client.cli import direct, embedded, evaluate, evaluation_jobs, interchange, jobs, models
+from services.client.cli import (
+    direct,
+    embedded,
+    evaluate,
+    evaluation_jobs,
+    exports,
+    interchange,
+    jobs,
+    models,
+    running_jobs,
+)
 from services.client.cli.terminal import TypedErrors
 
 app = typer.Typer(
@@ -18,7 +28,7 @@ app = typer.Typer(
     help="Makes new registered pairs of colour fundus photographs (CF) and fluorescein angiographies (FA).",
     epilog="Start with: cffa demo",
 )
-for group in (embedded, jobs, evaluation_jobs, direct, evaluate, models, interchange):
+for group in (embedded, jobs, evaluation_jobs, exports, running_jobs, direct, evaluate, models, interchange):
     group.register(app)
 
 

@@ -39,6 +39,8 @@ def submit_evaluate(
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
     priority: Priority = 0,
+    deadline: options.Deadline = None,
+    keep_days: options.KeepDays = None,
     watch: Watch = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
@@ -68,6 +70,7 @@ def submit_evaluate(
             reference_dataset_id=_dataset(client, real),
             train_dataset_id=None if learnt is None else _dataset(client, learnt),
             priority=priority,
+            asked=options.terms(deadline, keep_days),
         )
         posted(client, job, watch=watch, as_json=as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from cffa_core.errors import CffaError, InvalidSpec
 from services.client.cli import options
+from services.client.cli.export_files import byte_bars, print_export
 from services.client.cli.options import Key, Url
 from services.client.cli.report_files import download_report, print_report_files
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
@@ -54,6 +56,8 @@ def submit_train(
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
     priority: Priority = 0,
+    deadline: options.Deadline = None,
+    keep_days: options.KeepDays = None,
     watch: Watch = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
@@ -84,7 +88,7 @@ def submit_train(
     source = options.reference(spec, "dataset_id", dataset)
     with options.connect(url, api_key) as client:
         dataset_id = source if source.startswith("ds_") else uploaded(client, Path(source))
-        job = client.submit_training(dataset_id, settings, priority=priority)
+        job = client.submit_training(dataset_id, settings, priority=priority, asked=options.terms(deadline, keep_days))
         posted(client, job, watch=watch, as_json=as_json)
 
 
@@ -110,6 +114,8 @@ def submit_generate(
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
     priority: Priority = 0,
+    deadline: options.Deadline = None,
+    keep_days: options.KeepDays = None,
     watch: Watch = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
@@ -139,13 +145,20 @@ def submit_generate(
             if not isinstance(found, str):
                 raise InvalidSpec("the job needs --structures (or structure_dataset_id in the file of --spec)")
             drawn_on = found if found.startswith("ds_") else uploaded(client, Path(found))
-        job = client.submit_generation(model_id, settings, structure_dataset_id=drawn_on, priority=priority)
+        asked = options.terms(deadline, keep_days)
+        job = client.submit_generation(
+            model_id, settings, structure_dataset_id=drawn_on, priority=priority, asked=asked
+        )
         posted(client, job, watch=watch, as_json=as_json)
 
 
 def jobs(
-    kind: Annotated[str | None, typer.Option(help="training | generation | evaluation")] = None,
+    kind: Annotated[str | None, typer.Option(help="training | generation | evaluation | export")] = None,
     state: Annotated[str | None, typer.Option(help="queued | running | succeeded | failed | ...")] = None,
+    after: Annotated[datetime | None, typer.Option(help="Posted then or later (UTC).")] = None,
+    before: Annotated[datetime | None, typer.Option(help="Posted earlier (UTC).")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose spec names this model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Whose spec names this data set.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
@@ -154,6 +167,7 @@ def jobs(
     """List jobs, newest first."""
     from itertools import islice
 
+    from cffa_core.jobs.records import JobFilter
     from cffa_core.jobs.spec import Kind
     from cffa_core.jobs.state import JobState
 
@@ -161,6 +175,12 @@ def jobs(
         found = client.jobs(
             kind=_choice("--kind", Kind, kind) if kind else None,
             state=_choice("--state", JobState, state) if state else None,
+            within=JobFilter(
+                created_after=after and after.replace(tzinfo=UTC),
+                created_before=before and before.replace(tzinfo=UTC),
+                model_id=model,
+                dataset_id=dataset,
+            ),
         )
         listed = list(islice(found, limit))
     if as_json:
@@ -176,7 +196,7 @@ def jobs(
 def watch(job_id: JobId, as_json: AsJson = False, url: Url = options.DEFAULT_URL, api_key: Key = "") -> None:
     """Follow a job to its end with a progress bar; exit code 1 if it does not succeed."""
     with options.connect(url, api_key) as client:
-        _finished(follow(client, job_id), as_json=as_json)
+        finished(follow(client, job_id), as_json=as_json)
 
 
 def download(
@@ -187,12 +207,16 @@ def download(
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
-    """Download the archive of a generation job, or the report of an evaluation; goes on where it broke off."""
+    """Download the archive of a generation job, an export, or an evaluation's report; goes on where it broke off."""
     from services.client.download import digest_of
 
     with options.connect(url, api_key) as client, progress_bars() as bars:
-        if client.job(job_id).kind == "evaluation":
+        kind = client.job(job_id).kind
+        if kind == "evaluation":
             print_report_files(*download_report(client, job_id, out, bars), as_json=as_json)
+            return
+        if kind == "export" and part is None:
+            print_export(client.download_export(job_id, out, on_bytes=byte_bars(bars)), out, as_json=as_json)
             return
         archive = client.download_archive(
             job_id, out, part=part, on_bytes=lambda done, total: bars("downloading", done, total)
@@ -288,7 +312,7 @@ def posted(client: CffaClient, job: Job, *, watch: bool, as_json: bool) -> None:
     """Say what became of a post, and follow the job if asked to."""
     if watch:
         say(f"job {job.id}")
-        _finished(follow(client, job.id), as_json=as_json)
+        finished(follow(client, job.id), as_json=as_json)
     elif as_json:
         print_json(job.model_dump(mode="json"))
     else:
@@ -296,7 +320,8 @@ def posted(client: CffaClient, job: Job, *, watch: bool, as_json: bool) -> None:
         say(f"follow it with: cffa watch {job.id}")
 
 
-def _finished(job: Job, *, as_json: bool) -> None:
+def finished(job: Job, *, as_json: bool) -> None:
+    """Say how a job ended; raises :class:`JobFailed` if it did not succeed."""
     if as_json:
         print_json(job.model_dump(mode="json"))
     if job.state != "succeeded":

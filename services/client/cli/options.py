@@ -15,7 +15,8 @@ from cffa_core.errors import InvalidSpec, Problem
 from services.client.keys import find_key
 
 if TYPE_CHECKING:
-    from cffa_core.jobs.spec import EvaluateSettings, GenerateSettings, TrainSettings
+    from cffa_core.jobs.records import Terms
+    from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
     from cffa_core.settings import Settings
     from services.client.client import CffaClient
 
@@ -32,7 +33,7 @@ Key = Annotated[
         rich_help_panel="Service",
     ),
 ]
-S = TypeVar("S", "TrainSettings", "GenerateSettings", "EvaluateSettings")
+S = TypeVar("S", "TrainSettings", "GenerateSettings", "EvaluateSettings", "ExportSettings")
 DEFAULT_URL = "http://127.0.0.1:8008"
 
 SpecFile = Annotated[
@@ -78,6 +79,20 @@ Scheduler = Annotated[str | None, typer.Option(help="ddim | pndm | dpm++2m | uni
 SampleSteps = Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")]
 Noise = Annotated[str | None, typer.Option(help="Initial noise: shared | rotated | banded | independent")]
+
+Deadline = Annotated[
+    float | None, typer.Option(help="Seconds after which a job that is not over fails; what it finished is kept.")
+]
+KeepDays = Annotated[
+    float | None, typer.Option(help="Days for which products are kept once the job is over; 0 for ever.")
+]
+
+
+def terms(deadline: float | None, keep_days: float | None) -> Terms:
+    """Deadline and retention of a job that is posted."""
+    from cffa_core.jobs.records import Terms
+
+    return Terms(deadline_seconds=deadline, retention_seconds=None if keep_days is None else keep_days * 86_400)
 
 
 def train_settings(
@@ -137,6 +152,14 @@ def evaluate_settings(spec: Path | None, assignments: list[str] | None, **fields
     from cffa_core.jobs.spec import EvaluateSettings
 
     return _validated(EvaluateSettings, _merged(spec, assignments, fields))
+
+
+def export_settings(form: str, shard_size: int, **selection: object) -> ExportSettings:
+    """Settings of an export from options; raises ``InvalidSpec`` naming every bad field."""
+    from cffa_core.jobs.spec import ExportSettings
+
+    chosen = {name: value for name, value in selection.items() if value is not None}
+    return _validated(ExportSettings, {"form": form, "shard_size": shard_size, "selection": chosen})
 
 
 def reference(spec: Path | None, name: str, given: str | None) -> str:
