@@ -35,9 +35,6 @@ def test_refused(name: str, api: Watched, http: httpx.Client, record_property: p
     found = {item["code"] for item in body["errors"]}
     assert body["code"] == "invalid_dataset" and found & case.codes, found
     assert len(answer.content) < LARGEST_ANSWER
-    print(
-        name, round(seconds, 2), api.api_peak() // MIB, api.decoder_peak // MIB, len(answer.content), sorted(found)[:3]
-    )
     assert seconds < SECONDS, f"{seconds:.1f} s of CPU time"
     assert api.api_peak() < MAX_RSS and api.decoder_peak < MAX_RSS, (api.api_peak() / MIB, api.decoder_peak / MIB)
     assert http.get("/readyz").status_code == 200
