@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from cffa_core import tracing
 from cffa_core.errors import Conflict, Expired, Problem
 from cffa_core.jobs import terms
 from cffa_core.jobs.catalog import model_keys, pointed_keys
@@ -79,7 +80,8 @@ def create(
             idempotency.insert().values(owner=owner, key=idempotency_key, body_sha256=digest, job_id=job_id)
         )
     job = LockedJob.take(connection, job_id)
-    job.note("created", kind=spec.kind.value)
+    trace = tracing.traceparent()
+    job.note("created", kind=spec.kind.value, **({"traceparent": trace} if trace is not None else {}))
     job.save()
     return job_id, True
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from cffa_core import logs
 from cffa_core.errors import LeaseLost, NotFound
 from cffa_core.jobs import receipts
 from cffa_core.jobs.records import Claim
@@ -65,7 +66,9 @@ class LockedJob:
         self._changes.update(values)
 
     def note(self, event_type: str, **data: Any) -> None:
-        """Add a line to the job's history."""
+        """Add a line to the job's history, with the id of the request that caused it, if one did."""
+        if (request_id := logs.bound("request_id")) is not None:
+            data["request_id"] = request_id
         self._seq += 1
         self._notes.append({"job_id": self.id, "seq": self._seq, "at": self.now, "type": event_type, "data": data})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cffa_core import tracing
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore
 from cffa_core.storage.kept_secret import kept_secret
@@ -17,7 +18,7 @@ SECRET_FILE = "blob.key"
 
 def open_store(settings: Settings) -> ObjectStore:
     """The object store of these settings; nothing is asked of a server yet."""
-    return open_local(settings) if settings.mode == "embedded" else open_s3(settings)
+    return tracing.traced(open_local(settings) if settings.mode == "embedded" else open_s3(settings))
 
 
 def open_s3(settings: Settings) -> S3Store:

@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from cffa_core import logs, tracing
 from cffa_core.errors import CffaError, RecordOutdated, StorageUnavailable
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings, read_settings
@@ -60,6 +61,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = read_settings()
+        logs.configure(settings)
+        tracing.configure(settings, "cffa-api")
         app = create_app(settings)
         require_set_up(settings)
     except CffaError as error:
@@ -82,6 +85,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: None)
     server = Server(config, app)
     server.run()
+    tracing.shut_down()
     return 0 if server.started else 3
 
 

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -19,9 +20,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cffa_core import logs, tracing
 from services.api import problems
 
 UPLOAD_PATHS = frozenset({"/v1/datasets"})
+BLOBS = "/v1/blobs/"  # what a signed link may bring, it says itself
 MAX_JSON_BYTES = 1 << 20
 # The page may load itself and nothing else; blob: is how it shows what it fetched with a key.
 CONTENT_SECURITY_POLICY = (
@@ -36,6 +39,7 @@ SECURITY_HEADERS = {
 }
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_JOB = re.compile(r"/v1/jobs/(job_[0-9a-z]{20})(?:[/:]|$)")
 _log = logging.getLogger("cffa.api")
 _access = logging.getLogger("cffa.api.access")
 
@@ -70,6 +74,20 @@ class RequestLog:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        ids = {"request_id": request_id} | _job_of(scope["path"])
+        name = f"HTTP {scope['method']}"
+        with logs.about(**ids), tracing.span(name, headers.get("traceparent"), **ids) as traced:
+            await self._serve(scope, receive, send, headers, request_id, traced)
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Headers,
+        request_id: str,
+        traced: dict[str, Any],
+    ) -> None:
         seen = _Seen()
 
         async def sending(message: Message) -> None:
@@ -100,20 +118,18 @@ class RequestLog:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")
             self._on_answer(scope["method"], route, seen.status or 499, seconds)
-            _access.info(
-                json.dumps(
-                    {
-                        "event": "request",
-                        "request_id": request_id,
-                        "method": scope["method"],
-                        "path": _without_secrets(scope["path"]),
-                        "status": seen.status,
-                        "sent_bytes": seen.sent,
-                        "ms": round(seconds * 1000, 1),
-                        "client": scope["client"][0] if scope.get("client") else None,
-                    }
-                )
-            )
+            traced |= {"route": route, "status": seen.status}
+            fields = {
+                "event": "request",
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": _without_secrets(scope["path"]),
+                "status": seen.status,
+                "sent_bytes": seen.sent,
+                "ms": round(seconds * 1000, 1),
+                "client": scope["client"][0] if scope.get("client") else None,
+            }
+            _access.info(json.dumps(fields), extra={"fields": fields})
 
     def _refused(self, method: str, headers: Headers) -> problems.Forbidden | None:
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
@@ -134,7 +150,7 @@ class _Seen:
 
 def _limited(path: str, headers: Headers, receive: Receive) -> Receive:
     """``receive`` that refuses a body over the limit while it arrives; uploads have a limit of their own."""
-    if path in UPLOAD_PATHS:
+    if path in UPLOAD_PATHS or path.startswith(BLOBS):
         return receive
     declared = headers.get("content-length", "")
     refused = declared.isdecimal() and (len(declared) > 18 or int(declared) > MAX_JSON_BYTES)
@@ -158,6 +174,12 @@ def _host_name(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _job_of(path: str) -> dict[str, str]:
+    """The id of the job that a path is about, for the log."""
+    found = _JOB.match(path)
+    return {"job_id": found[1]} if found else {}
 
 
 def _without_secrets(path: str) -> str:

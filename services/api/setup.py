@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from cffa_core import logs
 from cffa_core.errors import CffaError, InvalidSettings, StorageUnavailable
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings, read_settings
@@ -65,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for the servers (default 120)")
     timeout = parser.parse_args(arguments).timeout
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        set_up(read_settings(), timeout=timeout)
+        settings = read_settings()
+        logs.configure(settings)
+        set_up(settings, timeout=timeout)
     except CffaError as error:
         _log.error("%s", error.message)
         for problem in error.problems:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Protocol
 
+from cffa_core import logs, tracing
 from cffa_core.errors import CffaError, InvalidSettings
 from cffa_core.jobs.spec import Kind
 from cffa_core.settings import Settings
@@ -79,17 +80,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.worker", description="One CFFA worker.")
     parser.add_argument("--kinds", default="", help="kinds of jobs to take, comma separated (default: all)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    # Celery would log every probe that an idle worker sends itself.
-    for noisy in ("alembic", "celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     settings, metrics = Settings(), WorkerMetrics()
+    logs.configure(settings)
     try:
+        tracing.configure(settings, "cffa-worker")
         with metrics.served(settings.host, settings.metrics_port):
             return run(worker_for(settings, kinds=arguments.kinds, metrics=metrics))
     except CffaError as error:
         logging.getLogger("cffa.worker").critical("%s: %s", error.code, error.message)
         return 1
+    finally:
+        tracing.shut_down()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import errno
 import faulthandler
 import traceback
 
+from cffa_core import logs, tracing
 from cffa_core.errors import Cancelled, CffaError, StorageUnavailable
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_store
 from services.worker.channel import Channel, die_with_parent, take_over_standard_streams
 from services.worker.execute import Executor
 from services.worker.job_context import UnitContext
-from services.worker.protocol import Failed, Stopped
+from services.worker.protocol import Failed, Stopped, WorkOrder
 
 TRACEBACK_FRAMES = 6
 
@@ -25,25 +26,36 @@ def serve(channel: Channel) -> None:
     """Do one order after the other; the first one brings the settings. Untyped errors end the process."""
     order = channel.next_order()
     settings = Settings(**order.settings)
+    logs.configure(settings, worker=order.facts.get("worker_id"))
+    tracing.configure(settings, "cffa-child")
     objects = open_store(settings)
     executor = Executor(channel, objects, settings)
     while True:
         context = UnitContext(channel, objects, order)
-        try:
-            done = executor.run(order, context)
-            context.flush()
-            channel.send(done)
-        except Cancelled:
-            channel.send(Stopped())
-        except CffaError as error:
-            channel.send(_failed(error, executor, typed=error))
-        except Exception as error:
-            typed = StorageUnavailable(f"no space left: {error}") if _is_full(error) else None
-            channel.send(_failed(error, executor, typed=typed))
-            if typed is None:
-                raise
+        ids = {"job_id": order.job_id, "unit": f"{order.kind} {order.index}", "attempt": order.attempt}
+        with logs.about(**ids), tracing.span("compute", order.facts.get("traceparent"), **ids):
+            _do(order, context, channel, executor)
+            context.stages.close()
+        tracing.flush()
         del order, context
         order = channel.next_order()
+
+
+def _do(order: WorkOrder, context: UnitContext, channel: Channel, executor: Executor) -> None:
+    """Do one order and report how it ended; an untyped error is reported and raised again."""
+    try:
+        done = executor.run(order, context)
+        context.flush()
+        channel.send(done)
+    except Cancelled:
+        channel.send(Stopped())
+    except CffaError as error:
+        channel.send(_failed(error, executor, typed=error))
+    except Exception as error:
+        typed = StorageUnavailable(f"no space left: {error}") if _is_full(error) else None
+        channel.send(_failed(error, executor, typed=typed))
+        if typed is None:
+            raise
 
 
 def _is_full(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from cffa_core.errors import Cancelled, CffaError, CorruptArtifact, LeaseLost, N
 from cffa_core.jobs.records import StoredFiles, Wish
 from cffa_core.storage.base import ObjectStore, checkpoint_key, part_key
 from cffa_core.storage.manifest import publish_folder
+from cffa_core.tracing import Stages
 from services.worker.channel import Channel
 from services.worker.protocol import Answer, Beat, CheckpointSaved, WorkOrder
 from services.worker.scratch import fetch_each
@@ -28,10 +29,12 @@ log = logging.getLogger("cffa.child")
 
 
 class UnitContext:
-    """One attempt at one unit, as its recipe sees it. ``published`` are the files of :meth:`save_part`, by name."""
+    """One attempt at one unit, as its recipe sees it. ``published`` are the files of :meth:`save_part`, by name;
+    ``stages`` are the spans of its stages, to be closed with the unit."""
 
     def __init__(self, channel: Channel, objects: ObjectStore, order: WorkOrder) -> None:
         self.published = StoredFiles()
+        self.stages = Stages()
         self._channel = channel
         self._objects = objects
         self._order = order
@@ -41,6 +44,7 @@ class UnitContext:
 
     def progress(self, stage: str, current: int, total: int) -> None:
         """Count a step, tell the supervisor now and then, and leave the unit if that was asked for."""
+        self.stages.enter(stage)
         fresh = stage != self._beat.stage or current >= total
         self._beat = Beat(steps=self._beat.steps + 1, stage=stage, current=current, total=total)
         if fresh or time.monotonic() - self._sent >= BEAT_SECONDS or len(self._metrics) >= METRICS_PER_BEAT:

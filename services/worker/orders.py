@@ -6,6 +6,7 @@ import random
 from collections.abc import Collection
 from typing import Any
 
+from cffa_core import tracing
 from cffa_core.errors import Expired
 from cffa_core.jobs.exports import numbers_of
 from cffa_core.jobs.records import NOVELTY_FILE, Checkpoint, Claim, Dataset, Job, StoredFiles
@@ -59,6 +60,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
                 inputs["novelty"] = StoredFiles({NOVELTY_FILE: known})
         else:
             inputs["parts"] = _part_archives(store, claim)
+    facts |= {"worker_id": claim.worker_id, "traceparent": tracing.traceparent()}
     return WorkOrder(
         settings=settings_for_child(settings),
         job_id=claim.job_id,

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from cffa_core import logs, tracing
 from cffa_core.errors import CffaError, LeaseLost, NumericsMismatch
 from cffa_core.jobs.records import Claim, Progress
 from cffa_core.jobs.state import COMPUTES_NOTHING
@@ -96,6 +97,23 @@ class Supervisor:
 
         ``claimed`` is the monotonic time just before the claim was asked for: the lease is at least that old.
         """
+        ids = {"job_id": claim.job_id, "unit": f"{claim.kind} {claim.index}", "attempt": claim.attempt}
+        with logs.about(worker=claim.worker_id, **ids), tracing.span("unit", self._trace_of(claim), **ids) as traced:
+            outcome = self._work(claim, claimed)
+            traced["outcome"] = outcome.kind
+        return outcome
+
+    def _trace_of(self, claim: Claim) -> str | None:
+        """The trace of the request that posted the job, if it is known and anybody listens."""
+        if not tracing.active():
+            return None
+        try:
+            created = self._store.events(claim.owner, claim.job_id, 0, 1)
+        except CffaError:  # the trace of a unit is worth no unit
+            return None
+        return created[0].data.get("traceparent") if created else None
+
+    def _work(self, claim: Claim, claimed: float) -> Outcome:
         if self._cannot_match(claim):
             why = f"job {claim.job_id} is pinned to {claim.numerics_key!r}; this worker computes as {self._versions!r}"
             return self._give_back(claim, f"{NumericsMismatch.code}: {why}", MISMATCH_SECONDS)
