@@ -176,6 +176,7 @@ class Sender:
         headers = {
             "Host": target.authority,
             "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
             "User-Agent": USER_AGENT,
             **signing.headers(due.secrets, due.message_id, int(time.time()), body),
         }

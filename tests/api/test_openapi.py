@@ -41,6 +41,7 @@ ROUTES = {
     ("head", "/v1/jobs/{job_id}/pairs/{index}/{modality}.png"),
     ("get", "/v1/jobs/{job_id}/archives"),
     ("get", "/v1/jobs/{job_id}/archives/all"),
+    ("post", "/v1/jobs/{job_id}/exports"),
     ("get", "/v1/jobs/{job_id}/archives/{number}"),
     ("get", "/v1/jobs/{job_id}/report"),
     ("get", "/v1/jobs/{job_id}/report/{name}"),
@@ -50,6 +51,16 @@ ROUTES = {
     ("get", "/v1/models/{model_id}/card"),
     ("get", "/v1/blobs/{token}"),
     ("head", "/v1/blobs/{token}"),
+    ("post", "/v1/webhooks"),
+    ("get", "/v1/webhooks"),
+    ("get", "/v1/webhooks/{webhook_id}"),
+    ("patch", "/v1/webhooks/{webhook_id}"),
+    ("delete", "/v1/webhooks/{webhook_id}"),
+    ("post", "/v1/webhooks/{webhook_id}:rotate-secret"),
+    ("post", "/v1/webhooks/{webhook_id}:test"),
+    ("get", "/v1/webhooks/{webhook_id}/deliveries"),
+    ("get", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}"),
+    ("post", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}:redeliver"),
     ("get", "/v1/queue"),
     ("get", "/v1/workers"),
     ("get", "/v1/me"),
@@ -144,7 +155,7 @@ def test_examples_are_valid(model: type[BaseModel], example: dict[str, Any]) -> 
 
 def test_enough_is_exemplified() -> None:
     shown = {model.__name__ for model, _ in models_with_examples()}
-    posted = {"TrainingJobRequest", "GenerationJobRequest", "EvaluationJobRequest"}
+    posted = {"TrainingJobRequest", "GenerationJobRequest", "EvaluationJobRequest", "ExportRequest"}
     assert posted | {"JobView", "ProblemDocument", "ArchiveView", "ReportView"} <= shown
 
 
