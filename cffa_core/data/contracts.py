@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Registration = Literal["given", "homography", "affine"]
+Registration = Literal["given", "homography", "affine", "auto"]
 Layout = Literal["folders", "cases", "csv", "unknown"]
 
 # Masks that a data set may bring: the folders below masks/ in which they are looked for, and what each is called here.

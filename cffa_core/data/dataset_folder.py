@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from cffa_core.data.contracts import MASK_FOLDERS, Bytes, CheckedPair, PairImages
-from cffa_core.errors import CorruptArtifact, StorageUnavailable
+from cffa_core.errors import CorruptArtifact, InvalidDataset, StorageUnavailable
 
 FORMAT = "cffa-dataset/1"
 INDEX = "dataset.json"
@@ -83,6 +83,13 @@ def write(folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImag
     return index
 
 
+def write_fa(folder: Path, name: str, images: PairImages) -> None:
+    """Write the files of a pair that change when its FA is registered anew: the FA and its valid region."""
+    for kind, pixels in (("fa", images.fa), ("valid_fa", images.valid_fa.astype(np.uint8) * 255)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        _save(folder / kind / f"{name}.png", pixels)
+
+
 def _save(path: Path, pixels: Bytes) -> None:
     _, encoded = cv2.imencode(".png", pixels)
     path.write_bytes(encoded.tobytes())
@@ -103,6 +110,49 @@ def read_index(folder: Path) -> tuple[str, list[CheckedPair]]:
         return str(index["digest"]), pairs
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"{folder / INDEX} is not a data-set index: {error}") from error
+
+
+def pairs_of(index: Mapping[str, Any]) -> list[CheckedPair]:
+    """The pairs that an index lists, in its order; raises ``CorruptArtifact`` if it is not one."""
+    try:
+        return [_entry(entry) for entry in index["pairs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"not a data-set index: {error}") from error
+
+
+def files_of(entry: Mapping[str, Any]) -> list[str]:
+    """Names of the files of one pair, in a fixed order: images, valid regions, masks."""
+    return [*(entry[kind] for kind in KINDS), *(file for _, file in sorted(entry.get("masks", {}).items()))]
+
+
+def read_split(folder: Path) -> dict[str, list[str]] | None:
+    """Names of the pairs for train, validation and test, if the data set is a version with a split."""
+    try:
+        split = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("split")
+        return None if split is None else {str(part): [str(name) for name in names] for part, names in split.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CorruptArtifact(f"{folder / INDEX} is not a data-set index: {error}") from error
+
+
+def part_folder(folder: Path, part: str, target: Path) -> Path:
+    """A data set ``target`` that holds one part of a split alone; its images are those of ``folder``, by links.
+
+    Raises ``InvalidDataset`` if ``folder`` has no split, or nothing in this part.
+    """
+    names = (read_split(folder) or {}).get(part)
+    if not names:
+        raise InvalidDataset(f"the data set has no pairs for {part}; make a version of it with a split by eye")
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    wanted = set(names)
+    chosen = [entry for entry in index["pairs"] if entry["name"] in wanted]
+    digest = hashlib.sha256(f"{index['digest']} {part}".encode()).hexdigest()
+    target.mkdir(parents=True)
+    for entry in folder.iterdir():
+        if entry.name != INDEX:
+            (target / entry.name).symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+    made = {**index, "digest": digest, "pairs": chosen, "split": {part: names}}
+    (target / INDEX).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return target
 
 
 def _entry(entry: dict[str, Any]) -> CheckedPair:

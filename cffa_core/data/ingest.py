@@ -19,13 +19,14 @@ from cffa_core.data import dataset_folder
 from cffa_core.data.contracts import Bytes, CheckedPair, Layout, Limits, Mask, PairImages, Registration
 from cffa_core.data.decoding import Decoder, Refused
 from cffa_core.data.layouts import Candidate, Found, find_pairs
-from cffa_core.data.pair_check import PairCheck
-from cffa_core.data.sources import Source, open_source, printable, read_text
+from cffa_core.data.pair_check import PairCheck, Registered
+from cffa_core.data.sources import Place, Source, open_source, printable, read_text
 from cffa_core.errors import InvalidDataset, Problem
 
 __all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registration", "check", "open_pairs", "write"]
 
 MIN_PAIRS = 2
+MOST_SHOWN = 24  # registered pairs that are kept to be shown
 KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writing it does not decode them again
 
 
@@ -33,11 +34,13 @@ KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writi
 class Checked:
     """Result of :func:`check`: the pairs that passed, what was wrong (``problems``) and what was odd (``warnings``).
 
+    ``registered`` shows some of the pairs that were registered without landmarks.
+
     ``digest`` is a SHA-256 over names, eyes, pixels, valid regions and masks (where there are any) of all pairs; the
     same pairs in another layout, folder or zip have the same digest.
     """
 
-    source: Path
+    source: Path | Place
     layout: Layout
     pairs: tuple[CheckedPair, ...]
     problems: tuple[Problem, ...]
@@ -46,6 +49,8 @@ class Checked:
     limits: Limits = field(default_factory=Limits)
     candidates: tuple[Candidate, ...] = field(default=(), repr=False)
     kept: dict[str, PairImages] = field(default_factory=dict, repr=False, compare=False)
+    auto_register: bool = False
+    registered: tuple[Registered, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -66,10 +71,12 @@ class Checked:
             yield from ((pair, self.kept[pair.name]) for pair in self.pairs)
             return
         digest = _Digest()
-        changed = f"{self.source} changed while it was read"
+        changed = f"{self.source.name} changed while it was read"
         with open_source(self.source, self.limits) as source, Decoder(self.limits) as decoder:
             for pair, candidate in zip(self.pairs, self.candidates, strict=True):
-                made, problems = PairCheck(source, decoder, candidate, self.limits).run()
+                made, problems = PairCheck(
+                    source, decoder, candidate, self.limits, auto_register=self.auto_register
+                ).run()
                 if made is None:
                     raise InvalidDataset(changed, problems=tuple(problems))
                 digest.add(pair, made[1])
@@ -96,29 +103,36 @@ class Checked:
 
 
 def check(
-    source: Path,
+    source: Path | Place,
     limits: Limits | None = None,
     *,
     eye_pattern: str | None = None,
+    auto_register: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
     """Check a folder or zip in any of the three layouts (METHODS 1); never raises for what is inside.
 
     ``eye_pattern`` is a regular expression searched in each pair's name; the groups that matched, joined, are the eye
     (the whole match if it has no group). An ``eyes.csv`` or an eye column goes before it; without either each pair is
-    an eye of its own. Raises ``NotFound`` if there is nothing at ``source``.
+    an eye of its own. With ``auto_register`` pairs without landmarks whose vessels do not lie on each other are
+    registered (``auto_registration``); one that cannot be is left out, with a warning ``not_registered``. Raises
+    ``NotFound`` if there is nothing at ``source``.
     """
     limits = limits or Limits()
     digest = _Digest()
     passed: list[tuple[CheckedPair, Candidate]] = []
     kept: dict[str, PairImages] = {}
+    shown: list[Registered] = []
     room = KEPT_BYTES
     with open_source(source, limits) as opened, Decoder(limits) as decoder:
         found = _find(opened, limits)
         eyes = _eyes(found, decoder, eye_pattern)
         for index, candidate in enumerate(found.candidates):
-            made, problems = PairCheck(opened, decoder, candidate, limits, found.warnings).run()
+            pair_check = PairCheck(opened, decoder, candidate, limits, found.warnings, auto_register=auto_register)
+            made, problems = pair_check.run()
             found.problems += problems
+            if pair_check.shown is not None and len(shown) < MOST_SHOWN:
+                shown.append(pair_check.shown)
             if made is not None:
                 pair = dataset_folder.with_eye(made[0], eyes[candidate.name])
                 digest.add(pair, made[1])
@@ -142,6 +156,8 @@ def check(
         limits=limits,
         candidates=tuple(candidate for _, candidate in passed),
         kept=kept,
+        auto_register=auto_register,
+        registered=tuple(shown),
     )
 
 

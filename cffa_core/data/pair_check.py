@@ -5,6 +5,8 @@ Which files are a pair was decided by ``layouts``; what becomes of the pair is t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -16,6 +18,7 @@ from cffa_core.data.registration import BadLandmarks, Points, fit, parse_points,
 from cffa_core.data.sources import Source, read_text
 from cffa_core.errors import Problem
 
+SHOWN_SIDE = 320
 NOTES = {
     "palette": "stored with a palette; its colours are used",
     "alpha": "has a transparent channel; what is transparent counts as not seen",
@@ -28,6 +31,31 @@ NOTES = {
 }
 
 
+@dataclass(frozen=True)
+class Registered:
+    """A pair before and after automatic registration, small and to be looked at; ``after`` is None if it was refused.
+
+    ``cf`` (h, w, 3), ``before`` and ``after`` (h, w), u8, all on CF's grid.
+    """
+
+    name: str
+    cf: Bytes
+    before: Bytes
+    after: Bytes | None
+
+    @classmethod
+    def show(cls, name: str, raw: PairImages, made: PairImages | None) -> Registered:
+        """Scale the images of a pair down for show."""
+        height, width = raw.cf.shape[:2]
+        scale = SHOWN_SIDE / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+        def small(pixels: Bytes) -> Bytes:
+            return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+
+        return cls(name, small(raw.cf), small(raw.fa), None if made is None else small(made.fa))
+
+
 class PairCheck:
     """One candidate on its way to a checked pair; ``warnings`` is added to."""
 
@@ -38,6 +66,8 @@ class PairCheck:
         candidate: Candidate,
         limits: Limits,
         warnings: list[Problem] | None = None,
+        *,
+        auto_register: bool = False,
     ) -> None:
         self._source = source
         self._decoder = decoder
@@ -45,6 +75,9 @@ class PairCheck:
         self._limits = limits
         self._warnings = warnings if warnings is not None else []
         self._problems: list[Problem] = []
+        self._auto_register = auto_register
+        self.shown: Registered | None = None
+        """What automatic registration did, if it was needed."""
 
     def run(self) -> tuple[tuple[CheckedPair, PairImages] | None, list[Problem]]:
         """The pair and its pixels, or None and what is wrong with it."""
@@ -59,9 +92,13 @@ class PairCheck:
         masks = self._masks(cf.shape[:2])
         if points is not None:
             made = self._registered(cf, fa, masks, *points)
+        elif self._auto_register:
+            made = self._auto_registered(PairImages(cf, fa, field_of_view(cf), field_of_view(fa), masks))
         elif cf.shape[:2] != fa.shape[:2]:
             sizes = f"CF is {cf.shape[1]}x{cf.shape[0]}, FA {fa.shape[1]}x{fa.shape[0]} pixels"
-            self._problem(candidate.fa, "size_mismatch", f"{sizes}; register the pair or add landmarks for both")
+            self._problem(
+                candidate.fa, "size_mismatch", f"{sizes}; register the pair, add landmarks for both, or auto_register"
+            )
             return None, self._problems
         else:
             made = self._made(PairImages(cf, fa, field_of_view(cf), field_of_view(fa), masks), "given", None)
@@ -154,6 +191,22 @@ class PairCheck:
         warped, seen = warp(fa, field_of_view(fa), transform, (cf.shape[1], cf.shape[0]))
         images = PairImages(cf, warped, field_of_view(cf), seen, masks)
         return self._made(images, transform.kind, transform.residual_px)
+
+    def _auto_registered(self, images: PairImages) -> tuple[CheckedPair, PairImages] | None:
+        """The pair with its FA brought onto the CF by their vessels; None, and a warning, where that fails."""
+        from cffa_core.data import auto_registration  # SimpleITK, which most checks do without
+
+        cf, fa = images.cf, images.fa
+        if cf.shape[:2] == fa.shape and auto_registration.is_aligned(cf, fa, images.valid_cf, images.valid_fa):
+            return self._made(images, "given", None)
+        outcome = auto_registration.register(cf, fa, images.valid_cf, images.valid_fa)
+        if outcome.matrix is None:
+            self._warnings.append(Problem(self._candidate.fa, auto_registration.REFUSED, outcome.reason))
+            self.shown = Registered.show(self._candidate.name, images, None)
+            return None
+        made = auto_registration.applied(outcome, images)
+        self.shown = Registered.show(self._candidate.name, images, made)
+        return self._made(made, "auto", None)
 
     def _made(
         self, images: PairImages, registration: Registration, residual: float | None

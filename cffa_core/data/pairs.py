@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from cffa_core.data.contracts import Bytes, CheckedPair, Mask, PairImages
+from cffa_core.data.dataset_folder import is_dataset_folder, read_split
 from cffa_core.data.ingest import open_pairs
 from cffa_core.errors import InvalidDataset, Problem
 from cffa_core.rng import derive_seed
@@ -45,11 +46,15 @@ class Pair:
 
 
 class PairSet(Sequence[Pair]):
-    """Pairs in order of name. ``digest`` is that of the data set they came from, also after a split."""
+    """Pairs in order of name. ``digest`` is that of the data set they came from, also after a split.
 
-    def __init__(self, pairs: Sequence[Pair], digest: str) -> None:
+    ``split`` are the names for train, validation and test that are locked into the data set, if there are any.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], digest: str, split: Mapping[str, Collection[str]] | None = None) -> None:
         self._pairs = tuple(pairs)
         self.digest = digest
+        self.split = split
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -72,6 +77,19 @@ class PairSet(Sequence[Pair]):
     def eyes(self) -> tuple[str, ...]:
         """The different eyes, in order of name."""
         return tuple(sorted({pair.eye for pair in self._pairs}))
+
+    def for_training(self, holdout: float, seed: int) -> tuple[PairSet, PairSet]:
+        """Pairs to train on and pairs to validate on: by the data set's own split if it has one, else by eye.
+
+        With a split ``holdout`` does not count, and what is for the test is in neither.
+        """
+        if self.split is None:
+            return self.split_by_eye(holdout, seed)
+        named = {part: set(self.split.get(part, ())) for part in ("train", "validation")}
+        train, validation = (
+            PairSet([pair for pair in self._pairs if pair.name in names], self.digest) for names in named.values()
+        )
+        return train, validation
 
     def split_by_eye(self, holdout: float, seed: int) -> tuple[PairSet, PairSet]:
         """Split into (train, held out) without cutting an eye; the same seed gives the same split.
@@ -106,6 +124,7 @@ def load_pairs(
     ``crop_to_common`` first crops each pair to the bounding box of the area that both modalities saw.
     Raises ``InvalidDataset`` with all problems, ``NotFound``, or ``CorruptArtifact`` for a damaged checked folder.
     """
+    split = read_split(path) if is_dataset_folder(path) else None
     digest, _, decoded = open_pairs(path, eye_pattern=eye_pattern, on_progress=on_progress)
     pairs: list[Pair] = []
     apart: list[Problem] = []
@@ -122,7 +141,7 @@ def load_pairs(
         pairs.append(to_pair(checked, images, resolution))
     if apart:
         raise InvalidDataset(f"{len(apart)} pair(s) cannot be cropped to a common area", problems=tuple(apart))
-    return PairSet(pairs, digest)
+    return PairSet(pairs, digest, split)
 
 
 def crop(images: PairImages) -> PairImages | None:

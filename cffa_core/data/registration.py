@@ -75,12 +75,12 @@ def fit(fa_points: Points, cf_points: Points, fa_size: tuple[int, int]) -> Trans
         raise BadLandmarks(f"{len(fa_points)} points; at least {AFFINE_POINTS} are needed")
     if len(fa_points) >= HOMOGRAPHY_POINTS:
         found, inliers = cv2.findHomography(fa_points, cf_points, cv2.RANSAC, RANSAC_PX)
-        if found is not None and inliers.sum() >= HOMOGRAPHY_POINTS and _is_plausible(found, fa_size):
+        if found is not None and inliers.sum() >= HOMOGRAPHY_POINTS and is_plausible(found, fa_size):
             return _transform(found, "homography", fa_points, cf_points, inliers)
     found, inliers = cv2.estimateAffine2D(fa_points, cf_points, method=cv2.RANSAC, ransacReprojThreshold=RANSAC_PX)
     if found is not None and inliers.sum() >= AFFINE_POINTS:
         matrix = np.vstack([found, [0.0, 0.0, 1.0]])
-        if _is_plausible(matrix, fa_size):
+        if is_plausible(matrix, fa_size):
             return _transform(matrix, "affine", fa_points, cf_points, inliers)
     raise BadLandmarks("the points agree on no homography and no affine map; are they in the same order in both files?")
 
@@ -100,7 +100,7 @@ def project(matrix: Points, points: Points) -> Points:
     return np.asarray(mapped[:, :2] / mapped[:, 2:])
 
 
-def _is_plausible(matrix: Points, size: tuple[int, int]) -> bool:
+def is_plausible(matrix: Points, size: tuple[int, int]) -> bool:
     """False for a map that folds the image, mirrors it, or scales a side by more than 20."""
     width, height = size
     corners = np.array([[0.0, 0.0], [width, 0.0], [width, height], [0.0, height]])

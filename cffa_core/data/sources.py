@@ -14,7 +14,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +25,10 @@ CHUNK = 1 << 20
 RATIO_GRACE = 1 << 20  # tiny members may shrink by any ratio
 IGNORED_NAMES = {".ds_store", "thumbs.db", "desktop.ini"}
 STREAMED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
+    UnicodeDecodeError,  # a name that is said to be UTF-8
+)
 # A central directory entry with a long name and extra fields; bounds what zipfile reads into memory at once.
 BYTES_PER_ENTRY = 1024
 
@@ -95,7 +98,8 @@ def duplicates(names: list[str]) -> set[str]:
     return twice
 
 
-def _duplicate_problems(names: list[str]) -> tuple[set[str], list[Problem]]:
+def duplicate_problems(names: list[str]) -> tuple[set[str], list[Problem]]:
+    """Names that occur twice, and a problem for each."""
     twice = duplicates(names)
     message = "the name occurs more than once (letter case does not count); rename one of the files"
     return twice, [Problem(printable(name), "duplicate_name", message) for name in sorted(twice)]
@@ -129,7 +133,7 @@ class FolderSource:
             problems.append(
                 Problem("", "too_large", f"{total} bytes in all; at most {limits.max_total_bytes} are taken")
             )
-        twice, found = _duplicate_problems(names)
+        twice, found = duplicate_problems(names)
         self.names = tuple(sorted(set(names) - twice))
         self.problems = (*problems, *found)
 
@@ -216,7 +220,7 @@ class ZipSource:
             problems.append(Problem("", "too_large", message))
         if sum(info.compress_size for info in files) > self._size:
             problems.append(Problem("", "ratio", "members overlap or promise more bytes than the archive has"))
-        twice, found = _duplicate_problems([info.filename for info in files])
+        twice, found = duplicate_problems([info.filename for info in files])
         self._members = {info.filename: info for info in files if info.filename not in twice}
         self.names = tuple(sorted(self._members))
         self.problems = (*problems, *found)
@@ -263,10 +267,24 @@ class ZipSource:
         return bytes(out)
 
 
+class Place(Protocol):
+    """Something other than a path that holds files: what ``object_source`` offers."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    def open(self, limits: Limits) -> AbstractContextManager[Source]:
+        """Its files, under ``limits``."""
+
+
 @contextmanager
-def open_source(path: Path, limits: Limits) -> Iterator[Source]:
-    """Open a folder or zip. Raises ``NotFound`` if there is nothing at ``path``."""
-    if path.is_dir():
+def open_source(path: Path | Place, limits: Limits) -> Iterator[Source]:
+    """Open a folder, a zip or another place. Raises ``NotFound`` if there is nothing at ``path``."""
+    if not isinstance(path, Path):
+        with path.open(limits) as opened:
+            yield opened
+    elif path.is_dir():
         yield FolderSource(path, limits)
     elif path.is_file():
         source = ZipSource(path, limits)

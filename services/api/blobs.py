@@ -1,21 +1,28 @@
 """Stored bytes behind signed, expiring links: what an S3 server does in a cluster, done here for the local store.
 
-These routes exist in embedded mode only. The token is the whole permission, so no owner is asked for. Uploading
-through tokens (PUT) is not offered yet.
+These routes exist in embedded mode only. The token is the whole permission, so no owner is asked for. A token to PUT
+brings exactly as many bytes as were announced, once, and only while its upload is open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
+from pathlib import Path
 from typing import Annotated, BinaryIO
 
+import anyio
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
-from cffa_core.errors import Gone, NotFound
+from cffa_core.errors import Gone, NotFound, StorageUnavailable
+from cffa_core.storage.base import UPLOADS_PREFIX
 from cffa_core.storage.local import LocalStore
 from services.api.access import TheBackend
-from services.api.problems import Answers, documented
+from services.api.problems import Answers, BadRequest, PayloadTooLarge, documented
 from services.api.ranges import serve
+from services.api.scratch import upload_folder
 
 router = APIRouter(tags=["blobs"])
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -54,6 +61,54 @@ def get_blob(request: Request, token: str, objects: Annotated[LocalStore, Depend
         media_type=mimetypes.guess_type(grant.filename)[0] or "application/octet-stream",
         filename=grant.filename,
     )
+
+
+@router.put(
+    "/v1/blobs/{token}",
+    operation_id="putBlob",
+    summary="Upload through a signed link",
+    response_class=Response,
+    openapi_extra={"requestBody": {"required": True, **_BYTES}},
+    responses={200: {"description": "Stored; the ETag is the SHA-256."}}
+    | documented(400, 403, 404, 409, 410, 413, 503),
+)
+async def put_blob(
+    request: Request, token: str, backend: TheBackend, objects: Annotated[LocalStore, Depends(local_store)]
+) -> Response:
+    """Store one file, or one part of one, that a signed link of an upload was made for."""
+    grant = objects.read_token(token)
+    if grant.method != "PUT" or grant.size is None:
+        raise NotFound("no such blob")
+    upload_id = grant.key.removeprefix(UPLOADS_PREFIX).partition("/")[0]
+    if not await run_in_threadpool(backend.store.upload_is_open, upload_id):
+        raise Gone("the upload that this link belongs to is over")
+    held = contextlib.ExitStack()
+    folder = await run_in_threadpool(held.enter_context, upload_folder(backend.settings.scratch_dir))
+    try:
+        await _receive(request, folder / "body", grant.size)
+        info = await run_in_threadpool(objects.put_file, grant.key, folder / "body")
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(held.close)
+    return Response(headers={"ETag": f'"{info.sha256}"'})
+
+
+async def _receive(request: Request, path: Path, size: int) -> None:
+    """Write the body to ``path``; raises unless it has exactly ``size`` bytes."""
+    received = 0
+    try:
+        with path.open("xb") as out:
+            async for block in request.stream():
+                received += len(block)
+                if received > size:
+                    raise PayloadTooLarge(f"this link takes {size} bytes; announce the file anew if it has changed")
+                await run_in_threadpool(out.write, block)
+    except ClientDisconnect as error:
+        raise BadRequest("the connection closed before the file was complete") from error
+    except OSError as error:
+        raise StorageUnavailable(f"no room for the upload: {error.strerror}") from error
+    if received < size:
+        raise BadRequest(f"{received} bytes came, this link takes {size}")
 
 
 for _method in ("GET", "HEAD"):

@@ -1,38 +1,34 @@
-"""Data sets: an upload is streamed to disk, checked as a whole, and taken in only if nothing is wrong with it."""
+"""Data sets: an upload is streamed to disk, checked as a whole, and taken in only if nothing is wrong with it.
+
+The other ways in are ``folder_uploads`` and the import below; how files become a data set is in ``taking_in``.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import anyio
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 
-from cffa_core.data import ingest
-from cffa_core.errors import CffaError, Conflict, CorruptArtifact, InvalidSpec, NotFound, Problem
-from cffa_core.jobs.records import Dataset, StoredFiles
-from cffa_core.storage.base import ObjectInfo, dataset_key
-from cffa_core.storage.manifest import read_verified
-from services.api import uploads
-from services.api.access import Backend, DatasetId, IdempotencyKey, Owner, TheBackend
+from cffa_core.data.object_source import below_prefix
+from cffa_core.errors import CorruptArtifact, InvalidSpec, Problem
+from cffa_core.jobs.dataset_rows import SURVEY
+from cffa_core.jobs.records import Dataset
+from cffa_core.storage.manifest import read_verified, stored_from_json
+from services.api import taking_in, uploads
+from services.api.access import DatasetId, IdempotencyKey, Owner, TheBackend
+from services.api.dataset_schemas import ImportRequest
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import documented
 from services.api.schemas import DatasetList, DatasetPair, DatasetPairList, DatasetView
 from services.api.scratch import upload_folder
+from services.api.taking_in import MAX_NAME, MAX_PATTERN, Wanted
 
-PUTS_AT_ONCE = 4
-MAX_NAME = 200
-MAX_PATTERN = 200
-_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 router = APIRouter(tags=["data sets"])
-_log = logging.getLogger("cffa.api")
 _FORM = {
     "requestBody": {
         "required": True,
@@ -52,6 +48,12 @@ _FORM = {
                             "type": "string",
                             "maxLength": MAX_PATTERN,
                             "description": "Regular expression; pairs whose names give the same match are one eye.",
+                        },
+                        "auto_register": {
+                            "type": "string",
+                            "enum": ["true", "false"],
+                            "description": "Register pairs that come without landmarks; those that cannot be are left "
+                            "out, and the report says so.",
                         },
                     },
                 }
@@ -82,16 +84,21 @@ async def upload_dataset(
         upload = await uploads.receive(
             request,
             source,
-            fields={"name": True, "eye_pattern": False},
+            fields={"name": True, "eye_pattern": False, "auto_register": False},
             max_bytes=backend.settings.max_upload_bytes,
         )
-        name, eye_pattern = _form(upload.fields)
+        wanted = _form(upload.fields, idempotency_key)
         dataset = await anyio.to_thread.run_sync(
-            _take_in, backend, owner, source, name, eye_pattern, idempotency_key, limiter=backend.checks
+            taking_in.take_in, backend, owner, source, wanted, folder / "checked", limiter=backend.checks
         )
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(held.close)
+    return made(dataset)
+
+
+def made(dataset: Dataset) -> Response:
+    """The answer to a request that made a data set."""
     return JSONResponse(
         DatasetView.of(dataset).model_dump(mode="json"),
         status_code=201,
@@ -99,99 +106,40 @@ async def upload_dataset(
     )
 
 
-def _form(fields: dict[str, str]) -> tuple[str, str | None]:
+def _form(fields: dict[str, str], key: str | None) -> Wanted:
     """The checked text fields; raises ``InvalidSpec`` naming each bad one."""
-    name, pattern = fields["name"].strip(), fields.get("eye_pattern") or None
-    problems = []
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        problems.append(Problem("/name", "bad_name", f"give a name of 1 to {MAX_NAME} printable characters"))
-    if pattern is not None and len(pattern) > MAX_PATTERN:
-        problems.append(Problem("/eye_pattern", "too_long", f"a pattern has at most {MAX_PATTERN} characters"))
-    if problems:
-        raise InvalidSpec("the upload form is not valid; see errors", problems=tuple(problems))
-    return name, pattern
+    name, pattern = taking_in.checked_name(fields["name"], fields.get("eye_pattern"))
+    asked = fields.get("auto_register", "false")
+    if asked not in ("true", "false"):
+        problem = Problem("/auto_register", "bool_parsing", "say true or false")
+        raise InvalidSpec("the upload form is not valid; see errors", problems=(problem,))
+    return Wanted(name, pattern, asked == "true", key)
 
 
-def _take_in(
-    backend: Backend, owner: str, source: Path, name: str, eye_pattern: str | None, key: str | None
-) -> Dataset:
-    """Check, write, store, and only then make it visible. What a failed attempt stored is removed again."""
-    settings = backend.settings
-    limits = ingest.Limits(
-        max_members=settings.max_archive_members,
-        max_total_bytes=settings.max_unpacked_bytes,
-        max_ratio=settings.max_archive_ratio,
-        max_pixels=settings.max_image_pixels,
-    )
-    checked = ingest.check(source, limits, eye_pattern=eye_pattern)
-    folder = source.parent / "checked"
-    index = ingest.write(checked, folder)
-    prefix = backend.store.new_id("ds")
-    dataset_id = prefix if key is None else _id_of(owner, key)
-    replayed = key and _replayed(backend, owner, dataset_id, checked.digest, name)
-    if replayed:
-        return replayed
-    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    try:
-        stored = _store(backend, prefix, files)
-        return backend.store.add_dataset(
-            owner,
-            dataset_id=dataset_id,
-            name=name,
-            digest=checked.digest,
-            pairs=len(index["pairs"]),
-            report=checked.report(),
-            stored=StoredFiles(stored),
-        )
-    except BaseException as error:
-        _remove(backend, [dataset_key(prefix, name) for name in files])
-        # The same upload, sent twice at once: the other one was first.
-        if isinstance(error, Conflict) and (made := _replayed(backend, owner, dataset_id, checked.digest, name)):
-            return made
-        raise
+@router.post(
+    "/v1/datasets:import",
+    status_code=201,
+    response_model=DatasetView,
+    operation_id="importDataset",
+    summary="Import a data set from the object store",
+    responses=documented(400, 403, 404, 409, 413, 422, 503),
+)
+async def import_dataset(
+    asked: ImportRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Take pairs in that lie in the service's bucket below `imports/OWNER/PREFIX` (the first part is a setting). They
+    go through the same check as an upload, and stay where they are."""
+    name, pattern = taking_in.checked_name(asked.name, asked.eye_pattern)
+    wanted = Wanted(name, pattern, asked.auto_register, idempotency_key)
 
+    def take_in() -> Dataset:
+        limits = taking_in.limits_of(backend.settings)
+        root = f"{backend.settings.import_prefix.strip('/')}/{owner}/"
+        source = below_prefix(backend.objects, root, asked.prefix, limits)
+        with upload_folder(backend.settings.scratch_dir) as folder:
+            return taking_in.take_in(backend, owner, source, wanted, folder / "checked")
 
-def _store(backend: Backend, prefix: str, files: dict[str, Path]) -> dict[str, ObjectInfo]:
-    """Put ``files`` (name -> path) below ``prefix``, a few at a time: most of a small put is waiting for the store."""
-    pool = ThreadPoolExecutor(PUTS_AT_ONCE, thread_name_prefix="put")
-    try:
-        puts = {name: pool.submit(backend.objects.put_file, dataset_key(prefix, name), files[name]) for name in files}
-        return {name: put.result() for name, put in puts.items()}
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error, those not begun; waits for the others
-
-
-def _remove(backend: Backend, keys: list[str]) -> None:
-    """Take back what was stored; what cannot be deleted now is named in the log, and the first error stays the one."""
-    for number, key in enumerate(keys):
-        try:
-            backend.objects.delete(key)
-        except CffaError:
-            _log.exception("%d objects of a refused upload are still stored: %s ...", len(keys) - number, key)
-            return
-
-
-def _id_of(owner: str, key: str) -> str:
-    """The data set that an idempotency key makes; objects lie under an id of their own, so two tries never mix."""
-    number = int.from_bytes(hashlib.sha256(json.dumps([owner, key]).encode()).digest(), "big")
-    digits = [_ALPHABET[(number // 36**place) % 36] for place in range(20)]
-    return f"ds_{''.join(digits)}"
-
-
-def _replayed(backend: Backend, owner: str, dataset_id: str, digest: str, name: str) -> Dataset | None:
-    """What this key made before, or None; raises ``Conflict`` if that was from another upload."""
-    try:
-        made = backend.store.get_dataset(owner, dataset_id)
-    except NotFound:
-        return None
-    if (made.digest, made.name) != (digest, name):
-        problem = Problem("header:idempotency-key", "idempotency_key_reused", "use a new key for another upload")
-        raise Conflict("this Idempotency-Key was used for another upload", problems=(problem,))
-    return made
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return made(await anyio.to_thread.run_sync(take_in, limiter=backend.checks))
 
 
 @router.get(
@@ -226,8 +174,33 @@ def get_dataset(dataset_id: DatasetId, backend: TheBackend, owner: Owner) -> Dat
     responses=documented(404, 503),
 )
 def get_report(dataset_id: DatasetId, backend: TheBackend, owner: Owner) -> dict[str, Any]:
-    """Layout, counts, each pair with its registration, and warnings."""
-    return backend.store.get_dataset(owner, dataset_id).report
+    """Layout, counts, each pair with its registration, and warnings; and, some time after the data set was made (its
+    `survey.state` is `done` then), what was found in the pairs: misregistration, duplicates, vessel overlap, valid
+    regions. `pictures` are signed links to contact sheets."""
+    dataset = backend.store.get_dataset(owner, dataset_id)
+    pictures = stored_from_json(dataset.report.get("pictures"))
+    seconds = backend.settings.blob_url_ttl
+    links = {
+        name.removeprefix("report/"): backend.objects.download_url(
+            info.key, expires_seconds=seconds, filename=name.rpartition("/")[2], sha256=info.sha256
+        )
+        for name, info in pictures.files.items()
+    }
+    return {SURVEY: {"state": "none"}, **dataset.report, "pictures": links, "split": dataset.split}
+
+
+@router.delete(
+    "/v1/datasets/{dataset_id}",
+    status_code=204,
+    operation_id="deleteDataset",
+    summary="Delete a data set",
+    responses=documented(403, 404, 409, 503),
+)
+def delete_dataset(dataset_id: DatasetId, backend: TheBackend, owner: Owner) -> Response:
+    """Remove a data set that no unfinished job uses. Images that other versions share stay with those; models that
+    were trained on it stay."""
+    keys = backend.store.delete_dataset(owner, dataset_id)
+    return Response(status_code=204, background=BackgroundTask(taking_in.remove, backend, list(keys)))
 
 
 @router.get(

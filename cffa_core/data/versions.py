@@ -1,0 +1,118 @@
+"""Versions of a checked data set: some of its pairs, and a split by eye that is locked into it.
+
+A version shares the images of the data set that it was made from; it has an index (dataset.json) and a digest of its
+own. Works on indices alone: no pixel is opened, and where the files lie is the caller's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+from cffa_core.data.contracts import CheckedPair
+from cffa_core.data.dataset_folder import files_of
+from cffa_core.errors import InvalidSpec, Problem
+from cffa_core.rng import derive_seed
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+MIN_PAIRS = 2
+Split = dict[str, list[str]]
+
+
+def split_by_fraction(pairs: Sequence[CheckedPair], fractions: Mapping[Part, float], seed: int) -> Split:
+    """Names of pairs for train, validation and test, so that about the given fractions of the EYES are in each.
+
+    Fractions are taken relative to their sum. Every part with a fraction above 0 gets an eye at least. The same eyes
+    and seed give the same split, in whatever order the pairs come. Raises ``InvalidSpec`` if there are too few eyes.
+    """
+    wanted = {part: float(fractions.get(part, 0.0)) for part in PARTS}
+    some = [part for part in PARTS if wanted[part] > 0]
+    eyes = sorted({pair.eye for pair in pairs})
+    if wanted["train"] <= 0 or len(eyes) < len(some):
+        message = f"{len(eyes)} eyes cannot be split into {len(some)} parts of which one is train"
+        raise InvalidSpec(message, problems=(Problem("/split", "too_few_eyes", message),))
+    random.Random(derive_seed(seed, "split_by_eye")).shuffle(eyes)
+    counts = _counts(len(eyes), {part: wanted[part] for part in some})
+    chosen: dict[str, list[str]] = {}
+    for part in PARTS:
+        chosen[part], eyes = eyes[: counts.get(part, 0)], eyes[counts.get(part, 0) :]
+    return split_by_eyes(pairs, chosen)
+
+
+def _counts(total: int, shares: Mapping[Part, float]) -> dict[Part, int]:
+    """Whole numbers that add up to ``total``, near the shares (largest remainder), none of them 0."""
+    exact = {part: total * share / sum(shares.values()) for part, share in shares.items()}
+    counts = {part: max(1, int(value)) for part, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda part: counts[part] - exact[part])
+    while sum(counts.values()) < total:
+        nearest = min(by_remainder, key=lambda part: counts[part] - exact[part])
+        counts[nearest] += 1
+    while sum(counts.values()) > total:
+        largest = max(counts, key=lambda part: counts[part] - exact[part] if counts[part] > 1 else -total)
+        counts[largest] -= 1
+    return counts
+
+
+def split_by_eyes(pairs: Sequence[CheckedPair], eyes: Mapping[str, Collection[str]]) -> Split:
+    """Names of pairs for train, validation and test from the eyes of each; pairs of other eyes are in none.
+
+    Raises ``InvalidSpec`` naming every eye that is unknown or in two parts, and if there is nothing to train on.
+    """
+    known = {pair.eye for pair in pairs}
+    problems = [
+        Problem(f"/split/{part}", "unknown_eye", f"no pair belongs to the eye {eye!r}")
+        for part in PARTS
+        for eye in sorted(set(eyes.get(part, ())) - known)
+    ]
+    of: dict[str, str] = {}
+    for part in PARTS:
+        for eye in sorted(set(eyes.get(part, ()))):
+            if eye in of:
+                problems.append(Problem(f"/split/{part}", "eye_in_two_parts", f"the eye {eye!r} is in {of[eye]} too"))
+            of.setdefault(eye, part)
+    if not eyes.get("train"):
+        problems.append(Problem("/split/train", "empty", "name at least one eye to train on"))
+    if problems:
+        raise InvalidSpec("the split is not one by eye; see errors", problems=tuple(problems))
+    return {part: [pair.name for pair in pairs if of.get(pair.eye) == part] for part in PARTS}
+
+
+def without(pairs: Sequence[CheckedPair], reject: Collection[str]) -> list[CheckedPair]:
+    """The pairs that are not rejected; raises ``InvalidSpec`` naming unknown names, or if fewer than two are left."""
+    known = {pair.name for pair in pairs}
+    problems = [
+        Problem(f"/reject/{number}", "unknown_pair", f"no pair is named {name!r}")
+        for number, name in enumerate(reject)
+        if name not in known
+    ]
+    kept = [pair for pair in pairs if pair.name not in set(reject)]
+    if not problems and len(kept) < MIN_PAIRS:
+        message = f"{len(kept)} pairs would be left; a data set needs at least {MIN_PAIRS}"
+        problems.append(Problem("/reject", "too_few_pairs", message))
+    if problems:
+        raise InvalidSpec("these pairs cannot be rejected; see errors", problems=tuple(problems))
+    return kept
+
+
+def version_index(
+    index: Mapping[str, Any], kept: Sequence[CheckedPair], split: Split | None, sha256: Mapping[str, str]
+) -> dict[str, Any]:
+    """The dataset.json of a version: entries of ``kept`` (in order) out of ``index``, the split, and the digest.
+
+    The digest is a SHA-256 over names, eyes, the SHA-256 of each stored file (``sha256``, by name) and the split: two
+    versions are equal if and only if they hold the same pairs, with the same images, for the same purposes.
+    """
+    entries = {entry["name"]: entry for entry in index["pairs"]}
+    chosen = [entries[pair.name] for pair in kept]
+    content = {
+        "pairs": [[entry["name"], entry["eye"], [sha256[file] for file in files_of(entry)]] for entry in chosen],
+        "split": split,
+    }
+    text = json.dumps(["cffa-dataset-version/1", content], sort_keys=True, separators=(",", ":"))
+    made = {**index, "digest": hashlib.sha256(text.encode()).hexdigest(), "pairs": chosen}
+    made.pop("split", None)
+    return made if split is None else {**made, "split": split}
