@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cffa_core.errors import CorruptArtifact
+from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.records import StoredFiles
 from cffa_core.jobs.spec import ExportSpec
 from cffa_core.storage.base import ObjectInfo, ObjectStore, result_key
 from services.worker.generated_pairs import listed, part_objects, read_images
-from services.worker.job_context import UnitContext
 from services.worker.protocol import Done, WorkOrder
 from services.worker.scratch import files_digest
 from services.worker.tracked import Tracked
@@ -27,7 +27,7 @@ STAGE = "exporting"
 MANIFEST = "manifest.json"
 
 
-def export(order: WorkOrder, spec: ExportSpec, context: UnitContext, objects: ObjectStore) -> Done:
+def export(order: WorkOrder, spec: ExportSpec, context: JobContext, objects: ObjectStore) -> Done:
     """Write and store the archives; on this machine there is never more than one of them."""
     from cffa_core.recipes.export_pairs import GeneratedPair, export_shards
     from cffa_core.recipes.selection import selects
