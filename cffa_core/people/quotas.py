@@ -71,7 +71,7 @@ def require_room(connection: sa.Connection, owner: str, defaults: Limits, spec: 
         raise TooManyActiveJobs(
             f"{has} of {limits.active_jobs} unfinished jobs are there; wait until one of them is over, or cancel one"
         )
-    more = spec.count if isinstance(spec, GenerationSpec) else 0
+    more = len(spec.indices) if isinstance(spec, GenerationSpec) else 0
     if limits.pairs and more and (has := _pairs(connection, owner)) + more > limits.pairs:
         raise QuotaExceeded(
             f"{more} pairs more than the {has} in kept generation jobs are over the limit of {limits.pairs}; delete "
@@ -153,13 +153,14 @@ def _objects(
 ) -> sa.Select[tuple[str, int]]:
     """Key and size of every object in a column of ``{name: {"key", "size", "sha256"}}``."""
     if connection.dialect.name == "sqlite":
-        files = sa.func.json_each(stored).table_valued("key", "value", joins_implicitly=True)
+        files = sa.func.json_each(stored).table_valued("key", "value")
         key = sa.func.json_extract(files.c.value, "$.key", type_=sa.String)
         size = sa.func.json_extract(files.c.value, "$.size", type_=sa.BigInteger)
     else:
         files = sa.func.jsonb_each(stored).table_valued(
-            sa.column("key", sa.String), sa.column("value", postgresql.JSONB), joins_implicitly=True
+            sa.column("key", sa.String), sa.column("value", postgresql.JSONB)
         )
         key = files.c.value["key"].astext
         size = sa.cast(files.c.value["size"].astext, sa.BigInteger)
-    return sa.select(key.label("key"), size.label("size")).where(whose, stored.is_not(None))
+    rows = stored.table.join(files, sa.true())  # an implicit LATERAL: the function reads the row before it
+    return sa.select(key.label("key"), size.label("size")).select_from(rows).where(whose, stored.is_not(None))
