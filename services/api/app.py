@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from cffa_core.errors import CffaError, InvalidSettings
-from cffa_core.jobs import sweep
+from cffa_core.jobs import sweep, upload_sweep
 from cffa_core.jobs.store import JobStore
 from cffa_core.people.accounts import Accounts
 from cffa_core.people.audit import AuditLog
@@ -137,6 +137,8 @@ def create_app(settings: Settings) -> FastAPI:
         health,
         metrics,
         datasets,
+        folder_uploads,
+        dataset_versions,
         jobs,
         events,
         pairs,
@@ -204,12 +206,14 @@ async def _sweep(backend: Backend) -> None:
 def _remove_what_nobody_needs(backend: Backend) -> None:
     """Folders of killed uploads (each process looks after its own scratch), and, in turn, orphaned objects."""
     scratch.remove_abandoned(backend.settings.scratch_dir)
+    upload_sweep.remove_expired(backend.store, backend.objects)
     if backend.store.take_turn("audit", ORPHANS_SECONDS / 2):
         backend.audit.forget(backend.settings.audit_days)
     if backend.store.take_turn("webhooks", ORPHANS_SECONDS / 2):
         backend.hooks.forget(backend.settings.webhook_keep_days * 86_400)
     if backend.store.take_turn("orphans", ORPHANS_SECONDS / 2):
         sweep.orphans(backend.store, backend.objects)
+        upload_sweep.remove_strays(backend.store, backend.objects)
 
 
 def _is_loopback(host: str) -> bool:
