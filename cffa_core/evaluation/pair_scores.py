@@ -23,7 +23,6 @@ from cffa_core.evaluation.memorisation import SIDE, Thumbnails, nearest, thumbna
 from cffa_core.evaluation.scores import compare, pair_features
 
 ALIGNMENT = "ridge_correlation"  # the score of `scores` that keeps true and shuffled real pairs furthest apart
-NOVELTY_FILE = "novelty.safetensors"
 NOVELTY_FORMAT = "cffa-novelty/1"
 DIGITS = 4  # what is recorded is what was decided on
 

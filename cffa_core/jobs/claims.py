@@ -17,8 +17,7 @@ from cffa_core.jobs.locked import LockedJob, take_claimed
 from cffa_core.jobs.records import Claim, Order, Progress
 from cffa_core.jobs.rows import checkpoint_of
 from cffa_core.jobs.schema import QUEUE, checkpoints, clock, jobs, owners, units
-from cffa_core.jobs.spec import SPEC_VERSION
-from cffa_core.jobs.spec import GenerationSpec
+from cffa_core.jobs.spec import SPEC_VERSION, GenerationSpec
 from cffa_core.jobs.state import CLAIMABLE, JobState, UnitKind, UnitState
 
 

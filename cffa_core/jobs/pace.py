@@ -43,19 +43,21 @@ class UnitPace:
 
 
 def job_progress(
-    spec: JobSpec, state: JobState, generated: int, busy_seconds: float, work: Sequence[UnitPace]
+    spec: JobSpec, state: JobState, settled: int, busy_seconds: float, work: Sequence[UnitPace]
 ) -> Progress:
     """Progress of a job from its unfinished work units (not the finalize unit).
 
-    Generation counts pairs: committed ones plus the finished share of parts in hand; its rate is that of committed
-    parts (``busy_seconds`` of one worker for ``generated`` pairs), before the first one that of the parts in hand,
+    Generation counts pairs: committed ones plus the finished share of parts in hand. With a gate a pair counts when
+    its slot is filled or given up (``settled``); the share of a part falls when pairs are refused, because it then has
+    more to draw than it knew. Its rate is that of committed
+    parts (``busy_seconds`` of one worker for ``settled`` pairs), before the first one that of the parts in hand,
     times the live workers. Training shows the stage its unit reports; time left is known only for the stage that
     counts the steps of the spec, since a validation or a preview says nothing about the rest. So it is with an
     evaluation, all of whose stages differ: how long it takes is known from earlier ones (:func:`seconds_left`). An
     export counts parts, all alike.
     """
     if isinstance(spec, GenerationSpec):
-        return _generation(spec, state, generated, busy_seconds, work)
+        return _generation(spec, state, settled, busy_seconds, work)
     if isinstance(spec, EvaluationSpec):
         return _evaluation(state, work)
     if isinstance(spec, ExportSpec):
@@ -74,18 +76,19 @@ def job_progress(
 
 
 def _generation(
-    spec: GenerationSpec, state: JobState, generated: int, busy_seconds: float, work: Sequence[UnitPace]
+    spec: GenerationSpec, state: JobState, settled: int, busy_seconds: float, work: Sequence[UnitPace]
 ) -> Progress:
+    count = len(spec.indices)
     if state in (JobState.FINALIZING, JobState.SUCCEEDED):
-        return Progress(state.value, generated, spec.count, 0.0)
+        return Progress(state.value, settled, count, 0.0)
     live = sorted((unit for unit in work if unit.live), key=lambda unit: unit.index)
     in_hand = sum(unit.fraction * len(spec.part_range(unit.index)) for unit in live)
     stage = next((unit.stage for unit in live if unit.stage), state.value)
-    current = min(spec.count, generated + int(in_hand))
+    current = min(count, settled + int(in_hand))
     if not live:
-        return Progress(stage, current, spec.count, None)
-    if generated > 0:
-        per_pair: float | None = busy_seconds / generated
+        return Progress(stage, current, count, None)
+    if settled > 0:
+        per_pair: float | None = busy_seconds / settled
     else:
         rates = [
             step * unit.total / len(spec.part_range(unit.index))
@@ -93,8 +96,8 @@ def _generation(
             if (step := unit.seconds_per_step) is not None
         ]
         per_pair = sum(rates) / len(rates) if rates else None
-    left = max(0.0, spec.count - generated - in_hand)
-    return Progress(stage, current, spec.count, per_pair * left / len(live) if per_pair is not None else None)
+    left = max(0.0, count - settled - in_hand)
+    return Progress(stage, current, count, per_pair * left / len(live) if per_pair is not None else None)
 
 
 def _evaluation(state: JobState, work: Sequence[UnitPace]) -> Progress:
@@ -178,9 +181,10 @@ def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
 def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
     """Whether a stored spec of the same kind costs about as much per pair, step or evaluation as ``spec``."""
     if isinstance(spec, GenerationSpec):
-        mine = (spec.resolution, spec.sampler.steps, spec.sampler.guidance_scale > 1.0)
+        gate = None if spec.gate is None else spec.gate.model_dump(mode="json")
+        mine = (spec.resolution, spec.sampler.steps, spec.sampler.guidance_scale > 1.0, gate)
         sampler = other["sampler"]
-        return mine == (other["resolution"], sampler["steps"], sampler["guidance_scale"] > 1.0)
+        return mine == (other["resolution"], sampler["steps"], sampler["guidance_scale"] > 1.0, other.get("gate"))
     if isinstance(spec, EvaluationSpec):
         own = (spec.extractor, spec.extractor_model, spec.base, spec.max_pairs, spec.train_dataset_id is None)
         settings = (other[name] for name in ("extractor", "extractor_model", "base", "max_pairs"))

@@ -18,6 +18,8 @@ from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState, UnitState
 
 NEWEST_MEASURED = 20
+SETTLED: sa.ColumnElement[int] = jobs.c.generated - jobs.c.rejected + jobs.c.exhausted
+"""Pairs of a generation job that need no more work: made, or with a gate accepted or given up."""
 WHOLE = (Kind.EVALUATION, Kind.EXPORT)  # one is like another, as far as its rate goes
 _ACTIVE = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
 
@@ -132,13 +134,13 @@ def _size(kind: Kind) -> sa.ColumnElement[Any]:
         return steps
     if kind in WHOLE:
         return sa.literal(1)
-    return jobs.c.requested - jobs.c.generated
+    return jobs.c.requested - SETTLED
 
 
 def measured(connection: sa.Connection, kind: Kind) -> list[Measured]:
     """What the newest jobs of a kind took: generation as far as it got, the others that came to their end."""
     query = (
-        sa.select(jobs.c.spec, jobs.c.busy_seconds, jobs.c.generated)
+        sa.select(jobs.c.spec, jobs.c.busy_seconds, SETTLED.label("settled"))
         .where(jobs.c.kind == kind.value, sa.literal_column("jobs.busy_seconds > 0", sa.Boolean()))
         .order_by(jobs.c.number.desc())
         .limit(NEWEST_MEASURED)
@@ -152,7 +154,7 @@ def _done(kind: Kind, row: sa.Row[dict[str, Any], float, int]) -> int:
     """How much of what its rate is measured in a measured job has done."""
     if kind is Kind.TRAINING:
         return int(row.spec["steps"])
-    return 1 if kind in WHOLE else int(row.generated)
+    return 1 if kind in WHOLE else int(row.settled)
 
 
 def live_workers(connection: sa.Connection, kind: Kind) -> int:

@@ -46,7 +46,7 @@ USUAL_TERMS = Terms()
 class Counts:
     """Pairs of a generation job: asked for, drawn, and (with a gate) accepted or rejected; ``failed`` were given up.
 
-    With a gate ``generated`` is ``accepted + rejected``, and ``requested`` is ``accepted + failed`` once it has succeeded.
+    With a gate ``generated`` is ``accepted + rejected``, and after success ``requested`` is ``accepted + failed``.
     """
 
     requested: int = 0

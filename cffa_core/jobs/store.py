@@ -497,8 +497,8 @@ class JobStore:
         """Bind the claim's job to a numerics key before the first result.
 
         The first claim binds; another key raises :class:`NumericsMismatch` (release the claim, then claim with
-        ``avoid``). A job that has neither results nor another live claim may be bound anew, unless it regenerates a pair
-        of another job.
+        ``avoid``). A job that has neither results nor another live claim may be bound anew, unless it regenerates a
+        pair of another job.
         """
         self._db.write(lambda connection: claims.pin_numerics(connection, claim, key))
 

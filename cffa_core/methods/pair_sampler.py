@@ -198,7 +198,7 @@ def chroma(image: NDArray[np.uint8]) -> float:
 
 
 def synthetic_marks(modality: str, index: int, seed: int, model_digest: str | None) -> dict[str, str]:
-    """Text chunks of a generated image. No ids, times or paths: the same pair has the same bytes wherever it is made."""
+    """Text chunks of a generated image; no ids, times or paths: a pair has the same bytes wherever it is made."""
     marks = {
         "Software": "CFFA",
         "Synthetic Data": "YES",

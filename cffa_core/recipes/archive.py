@@ -28,6 +28,7 @@ FORMAT = "cffa-archive/2"
 FORMATS = ("cffa-archive/1", FORMAT)
 REJECTS_FORMAT = "cffa-rejects/1"
 MANIFEST = "manifest.json"
+REJECTS = "rejects"
 MODALITIES = ("cf", "fa")
 
 _CHUNK = 1 << 20
@@ -77,7 +78,8 @@ def merge_archives(part_zips: Iterable[Path], zip_path: Path, header: Mapping[st
 
     ``part_zips`` may be a generator that fetches each part when asked and removes it afterwards: a part is read once.
     ``pairs`` is their number, ``exhausted`` lists the slots that stayed empty, ``manifest`` is name, offset, size and
-    SHA-256 of the new manifest. Every image is checked against its part's manifest on the way. Raises ``CorruptArtifact`` if bytes differ or indices do not rise.
+    SHA-256 of the new manifest. Every image is checked against its part's manifest on the way. Raises
+    ``CorruptArtifact`` if bytes differ or indices do not rise.
     """
     count, last = 0, -1
     empty: list[dict[str, Any]] = []

@@ -51,7 +51,7 @@ def refusals(gate: GateSpec | None, pair: NewPair) -> tuple[str, ...]:
 def fill_slots(
     slots: Sequence[Try], gate: GateSpec | None, batch_size: int, draw: Draw
 ) -> Iterator[tuple[NewPair, tuple[str, ...]]]:
-    """Fill ``slots``, (index, first try) each; yield every pair that was drawn, with why it was refused (``()``: taken).
+    """Fill ``slots``, (index, first try) each; yield every pair that was drawn with why it was refused (``()``: taken).
 
     ``draw(tries, number, total)`` draws and scores one batch; it is told how many batches came before and how many
     there will be if no further pair is refused. Retries of several slots share batches.

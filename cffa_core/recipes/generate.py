@@ -21,12 +21,10 @@ from cffa_core.methods.pair_sampler import NewPair, OnStep, PairSampler
 from cffa_core.methods.registry import load_method
 from cffa_core.models.base import load_base
 from cffa_core.models.checkpoint import folder_digest
-from cffa_core.recipes.archive import reject_stem
+from cffa_core.recipes.archive import REJECTS, reject_stem
 from cffa_core.recipes.gate import Try, check_gate, exhausted, fill_slots
 from cffa_core.recipes.structures import Structures
 from cffa_core.rng import pair_seed
-
-REJECTS = "rejects"
 
 
 def load_sampler(

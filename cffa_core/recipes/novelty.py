@@ -1,4 +1,4 @@
-"""The pairs that a model has learnt from, kept as thumbnails beside its run, so that new pairs can be compared with them.
+"""The pairs that a model has learnt from, kept as thumbnails beside its run: new pairs are compared with them.
 
 They never enter the model folder: they are pictures of patients, and models travel. What they are compared by is in
 ``evaluation.pair_scores``.
@@ -13,7 +13,8 @@ import torch
 
 from cffa_core.data.contracts import PairImages
 from cffa_core.data.pairs import Pair, PairSet
-from cffa_core.evaluation.pair_scores import NOVELTY_FILE, TrainingPairs
+from cffa_core.evaluation.pair_scores import TrainingPairs
+from cffa_core.jobs.records import NOVELTY_FILE
 from cffa_core.methods.method import read_card
 from cffa_core.recipes.run_folder import LATEST
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cffa_core.errors import Cancelled, CorruptArtifact
-from cffa_core.jobs.records import NewModel, StoredFiles
+from cffa_core.jobs.records import NOVELTY_FILE, NewModel, StoredFiles
 from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, TrainingSpec
 from cffa_core.jobs.state import UnitKind
 from cffa_core.models.fetch import models_dir_with
-from cffa_core.recipes.archive import merge_archives, write_part_archive
+from cffa_core.recipes.archive import REJECTS, merge_archives, write_part_archive
+from cffa_core.recipes.provenance import provenance
+from cffa_core.recipes.regenerate import compared
 from cffa_core.rng import numerics_key
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectInfo, ObjectStore, part_key, result_key
@@ -32,6 +34,7 @@ from services.worker.scratch import cached, files_digest
 from services.worker.tracked import Tracked
 
 if TYPE_CHECKING:
+    from cffa_core.evaluation.pair_scores import TrainingPairs
     from cffa_core.methods.pair_sampler import PairSampler
     from cffa_core.recipes.structures import Structures
 
@@ -50,6 +53,7 @@ class Executor:
         self._settings = settings
         self._sampler: PairSampler | None = None
         self._structures: Structures | None = None
+        self._training: TrainingPairs | None = None
         self._numerics_key: str | None = None
 
     def run(self, order: WorkOrder, context: UnitContext) -> Done:
@@ -100,10 +104,13 @@ class Executor:
         if self._sampler is None:
             model = self._input(order, "model", context)
             dataset = self._input(order, "structures", context) if "structures" in order.inputs else None
+            known = self._input(order, "novelty", context) / NOVELTY_FILE if "novelty" in order.inputs else None
             device = self._prepare(spec.precision, spec.batch_size)
+            from cffa_core.evaluation.pair_scores import TrainingPairs
             from cffa_core.recipes.generate import load_sampler
             from cffa_core.recipes.structures import structures_for
 
+            self._training = None if known is None else TrainingPairs.read(known)
             base = _read_card(model / "model.json")["base"]["name"]
             sampler = load_sampler(settings, model, base, device, models_dir=self._models_dir(base, order, context))
             self._structures = structures_for(settings, sampler.model, dataset)
@@ -114,19 +121,33 @@ class Executor:
 
         folder = Path(order.folder) / "part"
         folder.mkdir()
-        generate_part(self._sampler, settings, order.index, folder, context, self._structures)
-        archive = Path(order.folder) / "pairs.zip"
-        index = write_part_archive(folder, archive, self._header(order, spec))
+        generate_part(self._sampler, settings, order.index, folder, context, self._structures, self._training)
+        files, index = self._store_pairs(order, spec, folder, "pairs.zip", "part.json")
+        info: dict[str, Any] = {"pairs": [pair["index"] for pair in index["pairs"]]}
+        if settings.gate is not None:
+            rejected = 0
+            if (folder / REJECTS).is_dir():
+                more, refused = self._store_pairs(order, spec, folder / REJECTS, "rejects.zip", "rejects.json")
+                files, rejected = files | more, len(refused["pairs"])
+            info["gate"] = {"rejected": rejected, "exhausted": len(index["exhausted"])}
+        return Done(stored=StoredFiles({**context.published.files, **files}), info=info)
+
+    def _store_pairs(
+        self, order: WorkOrder, spec: GenerationSpec, folder: Path, zip_name: str, index_name: str
+    ) -> tuple[dict[str, ObjectInfo], dict[str, Any]]:
+        """Archive and store a folder of pairs with its index; returns the stored files and the index."""
+        archive = Path(order.folder) / zip_name
+        rejects = folder.name == REJECTS
+        index = write_part_archive(folder, archive, self._header(order, spec), rejects=rejects)
 
         def key(name: str) -> str:
             return part_key(order.job_id, order.index, order.attempt, name)
 
-        stored = self._objects.put_file(key("pairs.zip"), archive)
+        stored = self._objects.put_file(key(zip_name), archive)
         if stored.sha256 != index["sha256"]:
             raise CorruptArtifact(f"part {order.index} was stored with other bytes than were written")
-        listing = self._objects.put_bytes(key("part.json"), json.dumps(index, sort_keys=True).encode())
-        files = {**context.published.files, "pairs.zip": stored, "part.json": listing}
-        return Done(stored=StoredFiles(files), info={"pairs": [pair["index"] for pair in index["pairs"]]})
+        listing = self._objects.put_bytes(key(index_name), json.dumps(index, sort_keys=True).encode())
+        return {zip_name: stored, index_name: listing}, index
 
     def _finish_generation(self, order: WorkOrder, spec: GenerationSpec, context: UnitContext) -> Done:
         self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
@@ -144,8 +165,12 @@ class Executor:
         archive = folder / "archive.zip"
         header = self._header(order, spec)
         merged = merge_archives(fetched(), archive, header)
-        if merged["pairs"] != spec.count:
-            raise CorruptArtifact(f"the parts hold {merged['pairs']} pairs, the job asked for {spec.count}")
+        empty = merged["exhausted"]
+        if merged["pairs"] + len(empty) != len(spec.indices):
+            raise CorruptArtifact(
+                f"the parts hold {merged['pairs']} pairs and {len(empty)} empty slots, the job asked for "
+                f"{len(spec.indices)} pairs"
+            )
         with Tracked(archive, lambda done, total: context.progress("storing", done, total)) as stream:
             stored = self._objects.put_stream(self._result_key(order, "archive.zip"), stream)
         entry = {"size": stored.size, "sha256": stored.sha256}
@@ -153,13 +178,20 @@ class Executor:
             "format": "cffa-generation/1",
             **header,
             "archive": {"name": "archive.zip", "pairs": merged["pairs"], **entry},
+            "exhausted": empty,
             "parts": [{"name": name, "size": info.size, "sha256": info.sha256} for name, info in parts],
         }
         listing = self._put_json(order, "manifest.json", manifest)
         return Done(
             stored=StoredFiles({"archive.zip": stored, "manifest.json": listing}),
             info={"pairs": merged["pairs"]},
-            job_result={"pairs": merged["pairs"], "archive": entry, "manifest": {"sha256": listing.sha256}},
+            job_result={
+                "pairs": merged["pairs"],
+                **({"exhausted": len(empty)} if spec.gate is not None else {}),
+                "archive": entry,
+                "manifest": {"sha256": listing.sha256},
+                **({"regenerated": compared(spec, archive)} if spec.regenerates is not None else {}),
+            },
         )
 
     def _finish_training(self, order: WorkOrder, spec: TrainingSpec, context: UnitContext) -> Done:
@@ -243,14 +275,14 @@ class Executor:
                 self._objects.delete(key)
 
     def _header(self, order: WorkOrder, spec: GenerationSpec) -> dict[str, Any]:
-        structures = order.facts.get("structures_digest")
-        return {
-            **({"structures": {"digest": structures}} if structures is not None else {}),
-            "spec": spec.settings().model_dump(mode="json"),
-            "model_digest": order.facts["model_digest"],
+        return provenance(
+            spec.settings(),
+            model_digest=order.facts["model_digest"],
+            dataset_digest=order.facts["dataset_digest"],
             # The first part of a job is ordered before the job is bound to a key; it was accepted under this one.
-            "numerics_key": order.numerics_key or self._numerics_key,
-        }
+            numerics_key=order.numerics_key or self._numerics_key,
+            structures_digest=order.facts.get("structures_digest"),
+        )
 
     def _result_key(self, order: WorkOrder, name: str) -> str:
         return result_key(order.job_id, order.kind, order.attempt, name)
