@@ -22,6 +22,7 @@ from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettin
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
 from services.client.exports import fetch_export
+from services.client.people import People
 from services.client.problems import ServiceUnreachable
 from services.client.resources import (
     Archive,
@@ -64,6 +65,7 @@ class CffaClient:
     ) -> None:
         self._transport = Transport(base_url, api_key=api_key, timeout=timeout, retries=retries, transport=transport)
         self._http = self._transport.http
+        self.people = People(self._transport)
 
     @property
     def base_url(self) -> str:

@@ -18,6 +18,7 @@ from cffa_core.errors import (
     ModelUnavailable,
     NotFound,
     Problem,
+    QuotaExceeded,
     StorageUnavailable,
 )
 
@@ -61,6 +62,24 @@ class ApiUnauthorized(ApiError):
     """401: the service wants a key, or another one."""
 
     code = "unauthorized"
+
+
+class ApiScopeTooSmall(ApiError):
+    """403: the key is right, and of a scope that may not do this."""
+
+    code = "scope_too_small"
+
+
+class ApiQuotaExceeded(ApiError, QuotaExceeded):
+    """403 or 429: the account has as much as it may have."""
+
+    code = QuotaExceeded.code
+
+
+class ApiRateLimited(ApiError):
+    """429: one request too many of this key within a minute; ``retry_after`` says when the next may come."""
+
+    code = "rate_limited"
 
 
 class ApiNotFound(ApiError, NotFound):
@@ -115,6 +134,9 @@ _BY_CODE: dict[str, type[ApiError]] = {
     kind.code: kind
     for kind in (
         ApiUnauthorized,
+        ApiScopeTooSmall,
+        ApiQuotaExceeded,
+        ApiRateLimited,
         ApiNotFound,
         ApiConflict,
         ApiGone,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from services.client.cli import (
+    admin,
     direct,
     embedded,
     evaluate,
@@ -28,7 +29,7 @@ app = typer.Typer(
     help="Makes new registered pairs of colour fundus photographs (CF) and fluorescein angiographies (FA).",
     epilog="Start with: cffa demo",
 )
-for group in (embedded, jobs, evaluation_jobs, exports, running_jobs, direct, evaluate, models, interchange):
+for group in (embedded, jobs, evaluation_jobs, exports, running_jobs, direct, evaluate, models, interchange, admin):
     group.register(app)
 
 
