@@ -88,16 +88,17 @@ def _whole(backend: Backend, owner: str, job: Job, spec: GenerationSpec) -> Arch
     parts = backend.store.parts(owner, job.id, kind=UnitKind.FINALIZE, limit=1)
     if not parts:
         return None
-    pairs = parts[0].info.get("pairs", spec.count)  # fewer than asked for, if a gate left slots empty
-    return _view(backend, parts[0], "archive.zip", None, pairs, f"{job.id}.zip")
+    pairs = parts[0].info.get("pairs", len(spec.indices))  # fewer than asked for, if a gate left slots empty
+    return archive_view(backend, parts[0], "archive.zip", None, pairs, f"{job.id}.zip")
 
 
 def _part_view(backend: Backend, job: Job, spec: GenerationSpec, part: Part) -> ArchiveView:
     pairs = len(part.info.get("pairs", spec.part_range(part.index)))
-    return _view(backend, part, "pairs.zip", part.index, pairs, f"{job.id}-part-{part.index:05d}.zip")
+    return archive_view(backend, part, "pairs.zip", part.index, pairs, f"{job.id}-part-{part.index:05d}.zip")
 
 
-def _view(backend: Backend, part: Part, name: str, number: int | None, pairs: int, filename: str) -> ArchiveView:
+def archive_view(backend: Backend, part: Part, name: str, number: int | None, pairs: int, filename: str) -> ArchiveView:
+    """A stored archive with a fresh link."""
     info = part.stored.files[name]
     seconds = backend.settings.blob_url_ttl
     expires = datetime.now(UTC) + timedelta(seconds=seconds)

@@ -52,7 +52,7 @@ def post_training_job(
     request: TrainingJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue the training of a pair method on a data set. The product is a model."""
-    return _create(backend, owner, request.spec(), request, idempotency_key)
+    return create_job(backend, owner, request.spec(), request, idempotency_key)
 
 
 @router.post(
@@ -67,7 +67,7 @@ def post_generation_job(
     request: GenerationJobRequest, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue the making of `count` pairs with a model. Parts of the result can be downloaded while the job runs."""
-    return _create(backend, owner, request.spec(), request, idempotency_key)
+    return create_job(backend, owner, request.spec(), request, idempotency_key)
 
 
 @router.post(
@@ -83,7 +83,7 @@ def post_evaluation_job(
 ) -> Response:
     """Queue the measuring of pairs, made by a generation job or uploaded, against real ones. The product is a report:
     alignment, fidelity, diversity, and memorisation where the training pairs are known."""
-    return _create(backend, owner, request.spec(), request, idempotency_key)
+    return create_job(backend, owner, request.spec(), request, idempotency_key)
 
 
 @router.post(
@@ -99,10 +99,11 @@ def post_export(
 ) -> Response:
     """Queue the writing of chosen pairs in another form: zip, WebDataset, DICOM. It takes the parts that are finished
     now, also of a job that still runs. The products are archives of the new job."""
-    return _create(backend, owner, request.spec(job_id), request, idempotency_key)
+    return create_job(backend, owner, request.spec(job_id), request, idempotency_key)
 
 
-def _create(backend: Backend, owner: str, spec: JobSpec, on: JobTerms, key: str | None) -> Response:
+def create_job(backend: Backend, owner: str, spec: JobSpec, on: JobTerms, key: str | None) -> Response:
+    """Answer of a post: the job that was made, or that the same key made before."""
     job, created = backend.store.create_job(owner, spec, priority=on.priority, idempotency_key=key, asked=on.terms())
     headers = {"Location": f"/v1/jobs/{job.id}"}
     if created:

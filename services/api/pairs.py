@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from bisect import bisect_left
 from typing import Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -13,12 +14,16 @@ from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound, Probl
 from cffa_core.jobs.records import Job, Part
 from cffa_core.jobs.spec import GenerationSpec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
+from cffa_core.recipes.regenerate import regeneration
 from cffa_core.storage.manifest import read_verified
-from services.api.access import Backend, JobId, Owner, TheBackend
+from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
+from services.api.job_terms import JobTerms
+from services.api.jobs import create_job
 from services.api.paging import PageSize, PageToken, offset_of
+from services.api.pair_schemas import PairList, PairView, StoredImage, scored
 from services.api.problems import Answers, documented
-from services.api.product_schemas import PairList, PairView, StoredImage
 from services.api.ranges import serve
+from services.api.schemas import JobView
 
 router = APIRouter(tags=["results"])
 PNG: Answers = {
@@ -39,7 +44,7 @@ def list_pairs(
     job, spec = generation_job(backend, owner, job_id)
     first = offset_of(page_token)
     found: list[PairView] = []
-    number = first // spec.part_size
+    number = first_part(spec, first)
     while len(found) <= page_size:
         parts = backend.store.parts(owner, job.id, kind=UnitKind.PART, first=number, limit=8)
         for part in parts:
@@ -61,6 +66,28 @@ def get_pair(job_id: JobId, index: int, backend: TheBackend, owner: Owner) -> Pa
     """Seed, digests and addresses of one pair."""
     job, part, raw = _find(backend, owner, job_id, index)
     return pair_view(job, part, raw)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/pairs/{index}:regenerate",
+    status_code=202,
+    response_model=JobView,
+    operation_id="regeneratePair",
+    summary="Make one pair once more",
+    responses=documented(403, 404, 409, 410, 422, 503),
+)
+def regenerate_pair(
+    job_id: JobId, index: int, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Queue a job that draws this pair alone, on a worker with the numerics of the job that made it. Its result says
+    under `regenerated` whether the two files are the same to the last bit."""
+    job, _, raw = _find(backend, owner, job_id, index)
+    assert isinstance(job.spec, GenerationSpec)
+    try:
+        spec = regeneration(job.spec, job.id, raw)
+    except ValueError as error:
+        raise CorruptArtifact(f"the index of pair {index} of job {job_id} cannot be right: {error}") from error
+    return create_job(backend, owner, spec, JobTerms(), idempotency_key)
 
 
 def get_image(
@@ -137,26 +164,29 @@ def pair_view(job: Job, part: Part, raw: dict[str, Any]) -> PairView:
         url = f"/v1/jobs/{job.id}/pairs/{index}/{modality}.png"
         return StoredImage(name=entry["name"], size=entry["size"], sha256=entry["sha256"], url=url)
 
-    return PairView(
-        index=index,
-        part=part.index,
-        seed=raw["seed"],
-        cf=image("cf"),
-        fa=image("fa"),
-        fa_chroma=raw.get("fa_chroma"),
-    )
+    images = {"cf": image("cf"), "fa": image("fa"), "fa_chroma": raw.get("fa_chroma")}
+    return PairView.model_validate(scored(part.index, raw) | images)
+
+
+def first_part(spec: GenerationSpec, index: int) -> int:
+    """The part in which the pairs from ``index`` on begin."""
+    return bisect_left(spec.indices, index) // spec.part_size
 
 
 def _find(backend: Backend, owner: str, job_id: str, index: int) -> tuple[Job, Part, dict[str, Any]]:
     job, spec = generation_job(backend, owner, job_id)
-    if not 0 <= index < spec.count:
-        problem = Problem("path:index", "out_of_range", f"the job has the pairs 0 to {spec.count - 1}")
+    number = spec.part_of(index)
+    if number is None:
+        has = f"0 to {spec.count - 1}" if spec.only is None else ", ".join(map(str, spec.indices[:5]))
+        problem = Problem("path:index", "out_of_range", f"the job has the pairs {has}")
         raise NotFound(f"job {job_id} has no pair {index}", problems=(problem,))
-    number = index // spec.part_size
     parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=1)
     if not parts or parts[0].index != number:
         raise not_made(job, f"pair {index}")
     for raw in pairs_of(backend, parts[0]):
         if raw["index"] == index:
             return job, parts[0], raw
+    if spec.gate is not None:
+        problem = Problem("path:index", "exhausted", f"none of {spec.gate.max_tries} tries passed the gate")
+        raise NotFound(f"pair {index} of job {job_id} was not made: no try passed the gate", problems=(problem,))
     raise not_made(job, f"pair {index}")

@@ -1,41 +1,14 @@
-"""What the API says about products of jobs: pairs, archives, checkpoints, metrics, models. See ``schemas``."""
+"""What the API says about products of jobs: archives, checkpoints, metrics, models. See ``schemas``."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from cffa_core.jobs.records import Checkpoint, Model
 from services.api.schemas import JOB, NOON, SHA, example
-
-
-class StoredImage(BaseModel):
-    """One PNG of a made pair."""
-
-    name: str = Field(examples=["cf/000017.png"])
-    size: int
-    sha256: str
-    url: str = Field(examples=[f"/v1/jobs/{JOB}/pairs/17/cf.png"])
-
-
-class PairView(BaseModel):
-    """One made pair: its seed and its two images."""
-
-    index: int
-    part: int
-    seed: int
-    cf: StoredImage
-    fa: StoredImage
-    fa_chroma: float | None = Field(description="Mean |a*|, |b*| of FA before it became one channel.")
-
-
-class PairList(BaseModel):
-    """One page of the pairs that are finished, in index order; more appear while the job runs."""
-
-    items: list[PairView]
-    next_page_token: str | None
 
 
 class ArchiveView(BaseModel):
