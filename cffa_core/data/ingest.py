@@ -34,7 +34,8 @@ KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writi
 class Checked:
     """Result of :func:`check`: the pairs that passed, what was wrong (``problems``) and what was odd (``warnings``).
 
-    ``registered`` shows some of the pairs that were registered without landmarks.
+    ``registered`` shows some of the pairs that were registered without landmarks; ``notes`` are codes of warnings by
+    name of pair.
 
     ``digest`` is a SHA-256 over names, eyes, pixels, valid regions and masks (where there are any) of all pairs; the
     same pairs in another layout, folder or zip have the same digest.
@@ -51,6 +52,7 @@ class Checked:
     kept: dict[str, PairImages] = field(default_factory=dict, repr=False, compare=False)
     auto_register: bool = False
     registered: tuple[Registered, ...] = field(default=(), repr=False, compare=False)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -96,7 +98,10 @@ class Checked:
                 "problems": len(self.problems),
                 "warnings": len(self.warnings),
             },
-            "pairs": [asdict(pair) | {"masks": list(pair.masks)} for pair in self.pairs],
+            "pairs": [
+                asdict(pair) | {"masks": list(pair.masks), "notes": list(self.notes.get(pair.name, ()))}
+                for pair in self.pairs
+            ],
             "problems": [asdict(problem) for problem in self.problems],
             "warnings": [asdict(warning) for warning in self.warnings],
         }
@@ -123,6 +128,7 @@ def check(
     passed: list[tuple[CheckedPair, Candidate]] = []
     kept: dict[str, PairImages] = {}
     shown: list[Registered] = []
+    notes: dict[str, tuple[str, ...]] = {}
     room = KEPT_BYTES
     with open_source(source, limits) as opened, Decoder(limits) as decoder:
         found = _find(opened, limits)
@@ -137,6 +143,7 @@ def check(
                 pair = dataset_folder.with_eye(made[0], eyes[candidate.name])
                 digest.add(pair, made[1])
                 passed.append((pair, candidate))
+                notes[pair.name] = tuple(dict.fromkeys(pair_check.notes))
                 room -= made[1].nbytes
                 if room >= 0:
                     kept[pair.name] = made[1]
@@ -158,6 +165,7 @@ def check(
         kept=kept,
         auto_register=auto_register,
         registered=tuple(shown),
+        notes=notes,
     )
 
 

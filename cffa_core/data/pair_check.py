@@ -76,6 +76,8 @@ class PairCheck:
         self._warnings = warnings if warnings is not None else []
         self._problems: list[Problem] = []
         self._auto_register = auto_register
+        self.notes: list[str] = []
+        """Codes of what was odd about the pair."""
         self.shown: Registered | None = None
         """What automatic registration did, if it was needed."""
 
@@ -109,6 +111,7 @@ class PairCheck:
 
     def _note(self, pointer: str, code: str) -> None:
         self._warnings.append(Problem(pointer, code, NOTES[code]))
+        self.notes.append(code)
 
     def _decode(self, name: str) -> Bytes | None:
         data = self._source.read(name)

@@ -62,6 +62,8 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
     else:
         for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
             look(f"/{name}", get_dataset, getattr(spec, name))
+        if spec.reference_split is not None and not problems:
+            problems += _without_part(connection, owner, spec.reference_dataset_id, spec.reference_split)
         if spec.generation_job_id is not None:
             problems += _unfit(connection, owner, spec.generation_job_id)
     if problems:
@@ -147,6 +149,14 @@ def numerics_of(connection: sa.Connection, owner: str, spec: JobSpec) -> str | N
     return key
 
 
+def _without_part(connection: sa.Connection, owner: str, dataset_id: str, part: str) -> list[Problem]:
+    """A problem unless a data set has pairs in this part of a split."""
+    if len((get_dataset(connection, owner, dataset_id).split or {}).get(part, ())) >= 2:
+        return []
+    message = f"data set {dataset_id} has fewer than two pairs for {part}; name a version with a split that has"
+    return [Problem("/reference_split", "no_such_part", message)]
+
+
 def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:
     """Why the pairs of a job cannot be measured; empty if they can."""
     pointer = "/generation_job_id"
@@ -187,7 +197,7 @@ def _with_training(connection: sa.Connection, owner: str, spec: EvaluationSpec) 
         .where(generation.c.id == spec.generation_job_id, models.c.owner == owner)
     )
     found = None if stored is None else stored["dataset_id"]
-    if found is None or found == spec.reference_dataset_id:
+    if found is None or (found == spec.reference_dataset_id and spec.reference_split in (None, "train")):
         return spec
     try:
         get_dataset(connection, owner, found)

@@ -392,6 +392,9 @@ class EvaluationSpec(EvaluateSettings):
     generation_job_id: Identifier | None = Field(default=None, description="A succeeded job whose pairs are measured.")
     pairs_dataset_id: Identifier | None = Field(default=None, description="Or: a data set whose pairs are measured.")
     reference_dataset_id: Identifier = Field(description="Real pairs, best ones that no training has seen.")
+    reference_split: Literal["train", "validation", "test"] | None = Field(
+        default=None, description="Of a version with a split: the part of it that is the reference, best `test`."
+    )
     train_dataset_id: Identifier | None = Field(
         default=None,
         description="Pairs that the model was trained on; memorisation is measured against them. Left out with a "
@@ -402,7 +405,9 @@ class EvaluationSpec(EvaluateSettings):
     def _sets_are_named_once(self) -> Self:
         if (self.generation_job_id is None) == (self.pairs_dataset_id is None):
             raise ValueError("name what is measured: generation_job_id or pairs_dataset_id, one of the two")
-        if self.reference_dataset_id in (self.pairs_dataset_id, self.train_dataset_id):
+        # Two parts of one split are two sets: no eye is in both.
+        apart = self.reference_split not in (None, "train")
+        if self.reference_dataset_id in (self.pairs_dataset_id, None if apart else self.train_dataset_id):
             raise ValueError(
                 "reference_dataset_id must be another data set than pairs_dataset_id and train_dataset_id: a set "
                 "measured against itself says nothing; upload the held-out pairs as a data set of their own"

@@ -47,6 +47,7 @@ from services.api import (
     problems,
     reports,
     scratch,
+    surveys,
     web,
     webhook_sender,
     webhooks,
@@ -108,7 +109,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.rate_limits = RateLimits.of(settings)
         with backend.delivery:
             sender = Sender(backend.hooks, settings, on_ending=app.state.measured.sent)
-            tasks = [asyncio.create_task(work) for work in (_sweep(backend), sender.run(backend.store))]
+            works = (_sweep(backend), sender.run(backend.store), surveys.survey_forever(backend))
+            tasks = [asyncio.create_task(work) for work in works]
             try:
                 yield
             finally:

@@ -85,6 +85,10 @@ def take_in(backend: Backend, owner: str, source: Path | Place, wanted: Wanted, 
     if replayed:
         return replayed
     report = checked.report() | {SURVEY: {"state": WAITING}}
+    if checked.registered:
+        from cffa_core.evaluation.survey_sheet import registration_sheet  # few uploads need it
+
+        registration_sheet(checked.registered, folder / "report" / "registration.png")
     try:
         return publish(
             backend,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from cffa_core.data.dataset_folder import part_folder, read_split
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
 from cffa_core.jobs.records import StoredFiles
 from cffa_core.jobs.spec import EvaluationSpec
@@ -33,7 +34,12 @@ def evaluate(
 ) -> Done:
     """Measure and store report.json, report.md and the pictures; ``prepare`` says the device to compute on."""
     folder = Path(order.folder)
-    sets = {name: _fetched(order, name, folder / name, context, objects) for name in SETS if name in order.inputs}
+    parts = {"reference": spec.reference_split, "train": "train"}
+    sets = {
+        name: _fetched(order, name, folder / name, context, objects, parts.get(name))
+        for name in SETS
+        if name in order.inputs
+    }
     extractor_folder = _extractor_folder(spec, settings)
     device = prepare()
     from cffa_core.recipes.evaluate_pairs import evaluate_pairs
@@ -85,8 +91,13 @@ def finish_evaluation(order: WorkOrder, spec: EvaluationSpec, objects: ObjectSto
     )
 
 
-def _fetched(order: WorkOrder, name: str, folder: Path, context: UnitContext, objects: ObjectStore) -> Path:
-    """The folder of one set of pairs, named by its role: that is the name it has in the report."""
+def _fetched(
+    order: WorkOrder, name: str, folder: Path, context: UnitContext, objects: ObjectStore, part: str | None
+) -> Path:
+    """The folder of one set of pairs, named by its role: that is the name it has in the report.
+
+    Of a data set with a split it is ``part`` alone, if one is named.
+    """
 
     def on_file(done: int, total: int) -> None:
         context.progress(f"fetching {name}", done, total)
@@ -94,7 +105,10 @@ def _fetched(order: WorkOrder, name: str, folder: Path, context: UnitContext, ob
     stored = order.inputs[name]
     if name == "pairs" and "indices" in order.facts:
         return fetch_pairs(objects, stored, order.facts["indices"], folder, on_file)
-    folder.symlink_to(cached(objects, stored, Path(order.cache), "dataset", on_file), target_is_directory=True)
+    whole = cached(objects, stored, Path(order.cache), "dataset", on_file)
+    if part is not None and (name == "reference" or read_split(whole) is not None):
+        return part_folder(whole, part, folder)
+    folder.symlink_to(whole, target_is_directory=True)
     return folder
 
 

@@ -1,0 +1,130 @@
+"""Versions of a data set: rejected pairs, splits by eye, shared images, and what deleting leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from services.api.access import Backend
+from tests.api.driving import png, problem, zipped
+
+
+@pytest.fixture
+def parent(client: TestClient) -> dict[str, Any]:
+    """Eight pairs of four eyes."""
+    members = {}
+    for index in range(8):
+        name = f"p{index % 4}_{index}"
+        members |= {f"cf/{name}.png": png(index), f"fa/{name}.png": png(index, colour=False)}
+    form = {"name": "clinic A", "eye_pattern": "^p[0-9]"}
+    answer = client.post("/v1/datasets", files={"file": ("s.zip", zipped(members), "application/zip")}, data=form)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def version(client: TestClient, dataset: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    answer = client.post(f"/v1/datasets/{dataset['id']}/versions", json=asked)
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def names(client: TestClient, dataset: dict[str, Any]) -> list[str]:
+    return [pair["name"] for pair in client.get(f"/v1/datasets/{dataset['id']}/pairs").json()["items"]]
+
+
+def test_a_version_leaves_rejected_pairs_out_and_shares_the_rest(
+    client: TestClient, backend: Backend, parent: dict[str, Any]
+) -> None:
+    before = set(backend.objects.list("datasets/"))
+    made = version(client, parent, reject=["p0_0", "p3_7"])
+    assert (made["version"], made["parent_id"], made["pairs"]) == (2, parent["id"], 6)
+    assert made["digest"] != parent["digest"]
+    assert names(client, made) == [name for name in names(client, parent) if name not in ("p0_0", "p3_7")]
+    assert len(set(backend.objects.list("datasets/")) - before) == 1
+    assert client.get(f"/v1/datasets/{parent['id']}").json()["pairs"] == 8
+    report = client.get(f"/v1/datasets/{made['id']}/report").json()
+    assert report["counts"]["pairs"] == len(report["pairs"]) == 6
+
+
+def test_a_digest_says_which_pairs_and_which_split(client: TestClient, parent: dict[str, Any]) -> None:
+    split = {"train": 2, "validation": 1, "test": 1}
+    digests = [
+        version(client, parent, **asked)["digest"]
+        for asked in (
+            {"split": {**split, "seed": 1}},
+            {"split": {**split, "seed": 1}, "name": "other name"},
+            {"split": {**split, "seed": 2}},
+            {"split": {**split, "seed": 1}, "reject": ["p0_0"]},
+        )
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_no_split_divides_an_eye(client: TestClient, backend: Backend, parent: dict[str, Any]) -> None:
+    for seed in range(4):
+        made = version(client, parent, split={"train": 0.5, "validation": 0.25, "test": 0.25, "seed": seed})
+        assert made["split"] == {"train": 4, "validation": 2, "test": 2}
+        split = backend.store.get_dataset("local", made["id"]).split
+        assert split is not None
+        eyes = [{name[:2] for name in part} for part in split.values()]
+        assert sum(len(part) for part in eyes) == len(set.union(*eyes)) == 4
+    grandchild = version(client, made, reject=[split["train"][0]])
+    assert (grandchild["version"], grandchild["split"]) == (3, {"train": 3, "validation": 2, "test": 2})
+
+
+@pytest.mark.parametrize(
+    ("asked", "pointer", "code"),
+    [
+        ({"reject": ["nobody"]}, "/reject/0", "unknown_pair"),
+        ({"reject": [f"p{i % 4}_{i}" for i in range(7)]}, "/reject", "too_few_pairs"),
+        ({"split": {"train": ["p0"], "test": ["p0"]}}, "/split/test", "eye_in_two_parts"),
+        ({"split": {"train": ["p0"], "test": ["p9"]}}, "/split/test", "unknown_eye"),
+        ({"auto_register": ["nobody"]}, "/auto_register/0", "unknown_pair"),
+    ],
+)
+def test_versions_that_cannot_be(
+    client: TestClient, parent: dict[str, Any], asked: dict[str, Any], pointer: str, code: str
+) -> None:
+    body = problem(client.post(f"/v1/datasets/{parent['id']}/versions", json=asked), 422, "invalid_spec")
+    assert [(item["pointer"], item["code"]) for item in body["errors"]] == [(pointer, code)]
+
+
+def test_the_same_key_makes_one_version(client: TestClient, parent: dict[str, Any]) -> None:
+    url, headers = f"/v1/datasets/{parent['id']}/versions", {"Idempotency-Key": "k"}
+    made = [client.post(url, json={"reject": ["p0_0"]}, headers=headers).json()["id"] for _ in range(2)]
+    assert made[0] == made[1]
+    problem(client.post(url, json={"reject": ["p1_1"]}, headers=headers), 422, "idempotency_key_reused")
+
+
+def test_deleting_keeps_what_other_versions_share(client: TestClient, backend: Backend, parent: dict[str, Any]) -> None:
+    made = version(client, parent, reject=["p0_0"])
+    assert client.delete(f"/v1/datasets/{parent['id']}").status_code == 204
+    problem(client.get(f"/v1/datasets/{parent['id']}"), 404, "not_found")
+    for pair in client.get(f"/v1/datasets/{made['id']}/pairs").json()["items"]:
+        assert client.get(pair["cf_url"]).status_code == client.get(pair["fa_url"]).status_code == 200
+    kept = list(backend.objects.list("datasets/"))
+    assert len(kept) == 7 * 4 + 1 and not any("p0_0" in key for key in kept)
+    assert client.delete(f"/v1/datasets/{made['id']}").status_code == 204
+    assert list(backend.objects.list("datasets/")) == []
+
+
+def test_a_data_set_in_use_stays(client: TestClient, parent: dict[str, Any]) -> None:
+    job = client.post("/v1/training-jobs", json={"dataset_id": parent["id"], "steps": 2}).json()["id"]
+    body = problem(client.delete(f"/v1/datasets/{parent['id']}"), 409, "conflict")
+    assert job in body["detail"]
+    assert client.post(f"/v1/jobs/{job}:cancel").status_code == 200
+    assert client.delete(f"/v1/datasets/{parent['id']}").status_code == 204
+
+
+def test_a_reference_is_a_part_of_a_split(client: TestClient, parent: dict[str, Any]) -> None:
+    made = version(client, parent, split={"train": ["p0", "p1"], "test": ["p2"]})
+    body = {"pairs_dataset_id": parent["id"], "reference_dataset_id": made["id"], "train_dataset_id": made["id"]}
+    problem(client.post("/v1/evaluation-jobs", json=body), 422, "invalid_spec")
+    refused = problem(
+        client.post("/v1/evaluation-jobs", json=body | {"reference_split": "validation"}), 422, "invalid_spec"
+    )
+    assert [item["pointer"] for item in refused["errors"]] == ["/reference_split"]
+    assert client.post("/v1/evaluation-jobs", json=body | {"reference_split": "test"}).status_code == 202
