@@ -1,4 +1,4 @@
-"""Traces for an OpenTelemetry collector, if there is one: spans of requests, units of jobs, their stages, stored objects.
+"""Traces for an OpenTelemetry collector, if there is one: spans of requests, units of jobs, stages, stored objects.
 
 Off unless ``CFFA_OTEL_ENDPOINT`` is set; then the extra ``telemetry`` must be installed. A job remembers the trace of
 the request that posted it (``traceparent`` of its event ``created``), so that the work of days later belongs to it.

@@ -17,7 +17,10 @@ from services.client.cli import (
     interchange,
     jobs,
     models,
+    operations,
+    pairs,
     running_jobs,
+    webhooks,
 )
 from services.client.cli.terminal import TypedErrors
 
@@ -29,7 +32,21 @@ app = typer.Typer(
     help="Makes new registered pairs of colour fundus photographs (CF) and fluorescein angiographies (FA).",
     epilog="Start with: cffa demo",
 )
-for group in (embedded, jobs, evaluation_jobs, exports, running_jobs, direct, evaluate, models, interchange, admin):
+for group in (
+    embedded,
+    jobs,
+    evaluation_jobs,
+    exports,
+    running_jobs,
+    pairs,
+    webhooks,
+    direct,
+    evaluate,
+    models,
+    interchange,
+    admin,
+    operations,
+):
     group.register(app)
 
 
