@@ -5,6 +5,7 @@
 #   make cluster-down, make cluster-status        stop exactly that and keep its data; say what runs
 #   make test                                     unit, contract and API tests
 #   make faults [FAULTS="--minutes 60"]           kill, stop, cut and flip on purpose; counts add up over runs
+#   make fuzz [FUZZ="--minutes 30"]               requests of every kind against a running API, with keys and without
 #   make check                                    format, lint, types, imports, then make test
 #   make lock                                     write requirements/lock.txt anew (needs uv)
 #   make clean                                    remove the environment and caches
@@ -17,6 +18,7 @@ DATA ?=
 OUT ?= demo-output
 CLUSTER ?=
 FAULTS ?=
+FUZZ ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export CLUSTER_HOME CLUSTER_WORKERS CLUSTER_API_PORT CLUSTER_REDIS_PORT CLUSTER_POSTGRES_PORT CLUSTER_S3_PORT \
   CLUSTER_METRICS_PORT
 
-.PHONY: demo test faults check lint types imports install lock clean cluster cluster-down cluster-status
+.PHONY: demo test faults fuzz check lint types imports install lock clean cluster cluster-down cluster-status
 
 demo: $(if $(CLUSTER),cluster,install)
 	@$(if $(CLUSTER),$(CLUSTER_TOOL),$(BIN)/cffa) demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
@@ -45,6 +47,9 @@ test: install
 
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(FAULTS)
+
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 check: lint types imports test
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http
 import logging
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from cffa_core.errors import (
     Cancelled,
@@ -39,6 +41,7 @@ from cffa_core.errors import (
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 Answers = dict[int | str, dict[str, Any]]
+_PARAMETER = re.compile(r"\{[^}]*\}")
 _log = logging.getLogger("cffa.api")
 
 
@@ -256,6 +259,9 @@ def from_typed(request: Request, error: CffaError) -> JSONResponse:
 def from_validation(request: Request, error: RequestValidationError) -> JSONResponse:
     """Map FastAPI's own validation: bad JSON is 400, anything else 422 with a pointer per finding."""
     found = error.errors()
+    if _is_other_media(request) and any(tuple(item["loc"]) == ("body",) for item in found):
+        detail = "the body must be JSON: send it with Content-Type: application/json"
+        return response(request, status=415, code="unsupported_media_type", detail=detail)
     if any(item["type"] == "json_invalid" for item in found):
         reason = str(found[0].get("ctx", {}).get("error", "not JSON"))
         return response(request, status=400, code="malformed_json", detail=f"the body is not JSON: {reason}")
@@ -263,6 +269,12 @@ def from_validation(request: Request, error: RequestValidationError) -> JSONResp
     return response(
         request, status=422, code=InvalidSpec.code, detail="the request is not valid; see errors", errors=problems
     )
+
+
+def _is_other_media(request: Request) -> bool:
+    """Does the body say of itself that it is something else than JSON?"""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return bool(kind) and kind != "application/json" and not kind.endswith("+json")
 
 
 def _pointer(loc: tuple[int | str, ...]) -> str:
@@ -277,7 +289,20 @@ def from_http(request: Request, error: HTTPException) -> JSONResponse:
     """Map what the framework raises itself: unknown routes, wrong methods, bodies that could not be read."""
     status = error.status_code
     code = _HTTP_CODES.get(status, http.HTTPStatus(status).phrase.lower().replace(" ", "_"))
-    return response(request, status=status, code=code, detail=str(error.detail), headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if status == 405 and (allowed := _allowed(request)):
+        headers["Allow"] = allowed
+    return response(request, status=status, code=code, detail=str(error.detail), headers=headers)
+
+
+def _allowed(request: Request) -> str | None:
+    """Methods of the path that was meant (``/v1/jobs/{job_id}:cancel`` looks like a job's own path too), if known."""
+    paths: dict[str, Any] = request.app.openapi()["paths"]
+    fitting = [path for path in paths if compile_path(path)[0].match(request.url.path)]
+    if not fitting:
+        return None
+    most_literal = max(fitting, key=lambda path: len(_PARAMETER.sub("", path)))
+    return ", ".join(sorted(method.upper() for method in paths[most_literal]))
 
 
 def unexpected(request: Request) -> JSONResponse:

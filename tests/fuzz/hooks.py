@@ -1,0 +1,49 @@
+"""Schemathesis' hooks: where a request asks for something by an id that could be one, it often asks for one that is.
+
+Loaded by the fuzzer (``schemathesis.toml`` names it). Without it nearly every request would end with 404.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Any
+
+import schemathesis
+
+from tests.api.driving import good_upload
+from tests.fuzz.place import known_ids
+
+ID = re.compile(r"(job|ds|mdl)_[0-9a-z]{20}")
+PARAMETER = {"job": "job_id", "ds": "dataset_id", "mdl": "model_id"}
+ONE_IN = 4
+
+
+def _number(value: object) -> int:
+    """A number that follows from ``value`` alone, so that a case that failed is the same when it is tried again."""
+    return zlib.crc32(repr(value).encode())
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A known id for three of four."""
+    ids = known_ids()
+    for name, value in (path_parameters or {}).items():
+        if name in ids and _number(value) % ONE_IN:
+            path_parameters[name] = ids[name][_number(value) % len(ids[name])]  # type: ignore[index]
+        elif name in ("index", "number") and isinstance(value, int) and _number(value) % 2:
+            path_parameters[name] = value % 4  # type: ignore[index]
+    return path_parameters
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Known ids for those that have the form of one, and in half of all uploads a zip that can be taken in."""
+    if isinstance(body, dict):
+        for name, value in body.items():
+            found = ID.fullmatch(value) if isinstance(value, str) else None
+            if found is not None and (ids := known_ids()[PARAMETER[found[1]]]):
+                body[name] = ids[_number(value) % len(ids)]
+        if isinstance(body.get("file"), bytes) and _number(body["file"]) % 2:
+            body["file"] = good_upload()
+    return body

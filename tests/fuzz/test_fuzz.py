@@ -1,0 +1,66 @@
+"""A short piece of the long campaign: no server error, and every answer is one that the document describes.
+
+Also what HTTP itself asks of wrong methods and wrong content types, which is looked at route by route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fuzz.campaign import errors_in, run
+from tests.fuzz.place import Target, target
+
+SECONDS = 10
+EXAMPLES = 3
+
+
+@pytest.fixture(scope="module", params=["open", "keyed"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with target(tmp_path_factory.mktemp(request.param) / "home", keyed=request.param == "keyed") as started:
+        yield started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phases", ["coverage", "fuzzing,stateful"])
+def test_every_answer_is_as_documented(place: Target, phases: str) -> None:
+    done = run(place, "--phases", phases, "--max-examples", str(EXAMPLES), "--max-time", str(SECONDS), "--seed", "1")
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
+    assert not errors_in(place.logs)
+
+
+def test_the_stateful_phase_has_links_to_follow(place: Target) -> None:
+    document = httpx.get(f"{place.url}/openapi.json").json()
+    posted = document["paths"]["/v1/generation-jobs"]["post"]["responses"]["202"]["links"]
+    assert {"getJob", "cancelJob", "deleteJob", "listPairs", "listArchives"} <= posted.keys()
+    taken = document["paths"]["/v1/datasets"]["post"]["responses"]["201"]["links"]
+    assert {"getDataset", "listDatasetPairs"} <= taken.keys()
+
+
+def test_wrong_methods_and_wrong_bodies(place: Target) -> None:
+    headers = {"Authorization": f"Bearer {place.key}"} if place.key else {}
+    with httpx.Client(base_url=place.url, headers=headers) as http:
+        document: dict[str, Any] = http.get("/openapi.json").json()
+        for path, item in document["paths"].items():
+            if "{token}" in path or ("{" in path and ":" not in path):
+                continue
+            url = path.replace("{job_id}", place.ids["job_id"][0]).replace("{dataset_id}", place.ids["dataset_id"][0])
+            if "{" in url:
+                continue
+            refused = http.request("TRACE", url)
+            assert refused.status_code == 405, url
+            assert set(refused.headers["allow"].split(", ")) == {method.upper() for method in item}, url
+            if "application/json" in item.get("post", {}).get("requestBody", {}).get("content", {}):
+                answer = http.post(url, content=b"a=b", headers={"Content-Type": "application/x-www-form-urlencoded"})
+                assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type"), url
+
+
+def test_the_log_is_searched(tmp_path: Path) -> None:
+    (tmp_path / "api.log").write_text(
+        "2026 ERROR cffa.api request 1 failed\nTraceback (most recent call last):\nfine\n"
+    )
+    assert len(errors_in(tmp_path)) == 2
