@@ -21,6 +21,7 @@ from cffa_core.jobs.records import ANY_JOB, USUAL_TERMS, JobFilter, Terms
 from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, Kind, TrainSettings
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
+from services.client.datasets import DatasetCalls
 from services.client.exports import fetch_export
 from services.client.people import People
 from services.client.problems import ServiceUnreachable
@@ -28,6 +29,7 @@ from services.client.resources import (
     Archive,
     Archives,
     Dataset,
+    EmptySlot,
     Job,
     Model,
     Page,
@@ -35,10 +37,12 @@ from services.client.resources import (
     Preview,
     Previews,
     Queue,
+    Reject,
     Report,
     Resource,
 )
 from services.client.transport import Transport
+from services.client.webhooks import WebhookCalls
 
 DEFAULT_URL = "http://127.0.0.1:8008"
 LONGEST_POLL = 30.0
@@ -65,7 +69,9 @@ class CffaClient:
     ) -> None:
         self._transport = Transport(base_url, api_key=api_key, timeout=timeout, retries=retries, transport=transport)
         self._http = self._transport.http
+        self.webhooks = WebhookCalls(self._transport)
         self.people = People(self._transport)
+        self.sets = DatasetCalls(self._transport)
 
     @property
     def base_url(self) -> str:
@@ -93,6 +99,7 @@ class CffaClient:
         on_bytes: OnBytes | None = None,
         *,
         eye_pattern: str | None = None,
+        auto_register: bool = False,
     ) -> Dataset:
         """Send a folder (zipped while it is sent) or zip of pairs; ``on_bytes(sent, total)`` counts.
 
@@ -103,6 +110,8 @@ class CffaClient:
         fields = {"name": name or path.resolve().stem}
         if eye_pattern is not None:
             fields["eye_pattern"] = eye_pattern
+        if auto_register:
+            fields["auto_register"] = "true"
 
         def send() -> httpx.Response:
             files = {"file": (f"{path.resolve().stem}.zip", upload.Body(path, on_bytes), "application/zip")}
@@ -298,6 +307,25 @@ class CffaClient:
         """Finished pairs of a generation job, in index order."""
         return self._pages(f"/v1/jobs/{job_id}/pairs", Pair)
 
+    def rejects(self, job_id: str) -> Iterator[Reject]:
+        """Pairs that the gate of a generation job refused, by index and try, with the reasons."""
+        return self._pages(f"/v1/jobs/{job_id}/rejects", Reject)
+
+    def exhausted(self, job_id: str) -> Iterator[EmptySlot]:
+        """Slots of a generation job that stayed empty because no try passed its gate."""
+        return self._pages(f"/v1/jobs/{job_id}/exhausted", EmptySlot)
+
+    def regenerate(self, job_id: str, index: int) -> Job:
+        """Post a job that makes one pair of a generation job once more, on a worker with the same numerics.
+
+        Once it has succeeded, ``result["regenerated"]["same"]`` says whether both files are the same to the last bit.
+        Raises ``NotFound`` for a pair that was not made, ``Conflict`` while it is not made yet.
+        """
+        headers = {"Idempotency-Key": _new_key()}
+        path = f"/v1/jobs/{job_id}/pairs/{index}:regenerate"
+        response = self._transport.sent(lambda: self._http.post(path, headers=headers), repeatable=True)
+        return Job.model_validate_json(response.content)
+
     def archives(self, job_id: str) -> Archives:
         """Archives that can be downloaded now: of all finished parts, and of the whole job once it has succeeded."""
         parts: list[Archive] = []
@@ -318,13 +346,24 @@ class CffaClient:
         SHA-256 are right. Raises ``Conflict`` while the archive is not made yet, ``NotFound`` if it never will be,
         ``CorruptArtifact``.
         """
-        archive = self._archive(job_id, part)
+        return self._download(lambda: self._archive(job_id, part), target, on_bytes)
+
+    def download_rejects(self, job_id: str, target: Path, part: int, *, on_bytes: OnBytes | None = None) -> Archive:
+        """Download the pairs that the gate refused in one part, as :meth:`download_archive` does those of the part.
+
+        Raises ``NotFound`` if none was refused.
+        """
+        path = f"/v1/jobs/{job_id}/archives/{part}/rejects"
+        return self._download(lambda: self._get(path, Archive), target, on_bytes)
+
+    def _download(self, find: Callable[[], Archive], target: Path, on_bytes: OnBytes | None) -> Archive:
+        archive = find()
         if target.is_dir():
             target = target / archive.filename
         addresses = iter([archive.url])
         download.fetch(
             self._transport.signed,
-            lambda: next(addresses, None) or self._archive(job_id, part).url,
+            lambda: next(addresses, None) or find().url,
             target,
             sha256=archive.sha256,
             size=archive.bytes,

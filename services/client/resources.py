@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState
@@ -65,12 +65,18 @@ class Job(Resource):
 
 
 class Dataset(Resource):
-    """A data set that was taken in; ``pairs`` counts its pairs."""
+    """A data set that was taken in; ``pairs`` counts its pairs, ``split`` those for train, validation and test.
+
+    A ``version`` above 1 was made from the data set ``parent_id``.
+    """
 
     id: str
     name: str
     digest: str
     pairs: int
+    version: int = 1
+    parent_id: str | None = None
+    split: dict[str, int] | None = None
     created_at: datetime
 
 
@@ -132,14 +138,51 @@ class Image(Resource):
     url: str
 
 
-class Pair(Resource):
-    """One made pair."""
+class Novelty(Resource):
+    """The training pair that a made pair is most like; a copy has similarity 1."""
+
+    similarity: float
+    nearest: str
+
+
+class ScoredPair(Resource):
+    """What is known of a drawn pair: ``attempt`` counts the tries at its slot, 0 without a gate.
+
+    ``alignment`` are scores of CF against FA by name, None if they show too little in common; ``novelty`` is None where
+    the training pairs are not known.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
     index: int
     part: int
     seed: int
+    attempt: int = Field(default=0, alias="try")
+    alignment: dict[str, float] | None = None
+    novelty: Novelty | None = None
+
+
+class Pair(ScoredPair):
+    """One made pair."""
+
     cf: Image
     fa: Image
+
+
+class Reject(ScoredPair):
+    """One pair that a gate refused, and why."""
+
+    reasons: list[str]
+
+
+class EmptySlot(Resource):
+    """A slot of which no try passed the gate, with the best that any of them reached."""
+
+    index: int
+    part: int
+    tries: int
+    best_alignment: float | None
+    least_similarity: float | None
 
 
 class Report(Resource):

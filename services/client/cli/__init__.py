@@ -9,6 +9,7 @@ import typer
 
 from services.client.cli import (
     admin,
+    datasets,
     direct,
     embedded,
     evaluate,
@@ -41,6 +42,7 @@ for group in (
     pairs,
     webhooks,
     direct,
+    datasets,
     evaluate,
     models,
     interchange,

@@ -1,48 +1,22 @@
-"""Commands that work here and now, without a service: dataset check, phantom, train, generate."""
+"""Commands that work here and now, without a service: phantom, train, generate."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cffa_core.errors import InvalidDataset
 from services.client.cli import options
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
     from cffa_core.jobs.spec import GenerateSettings
 
-dataset = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Look at data sets of pairs.")
+dataset = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Data sets of pairs.")
 Pairs = Annotated[Path, typer.Argument(metavar="PATH", help="Folder or zip of pairs, in any of the three layouts.")]
-
-
-@dataset.command("check")
-def dataset_check(
-    path: Pairs,
-    eye_pattern: options.EyePattern = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check a folder or zip as an upload would; names every problem of every file, takes nothing in."""
-    from cffa_core.data.ingest import check
-
-    with progress_bars() as bars:
-        checked = check(path, eye_pattern=eye_pattern, on_progress=lambda done, total: bars("checking", done, total))
-    if as_json:
-        print_json(checked.report())
-    else:
-        rows = [
-            (pair.name, pair.eye, f"{pair.width} x {pair.height}", pair.registration, pair.residual_px)
-            for pair in checked.pairs
-        ]
-        print_table(("pair", "eye", "size", "registration", "residual px"), rows)
-        say(f"{len(checked.pairs)} pairs, layout: {checked.layout}, digest: {checked.digest[:16]}")
-        for warning in checked.warnings:
-            say(f"warning: {warning.pointer}: {warning.message} [{warning.code}]")
-    if not checked.ok:
-        raise InvalidDataset(f"{path} would be refused", problems=checked.problems)
 
 
 def phantom(
@@ -158,6 +132,9 @@ def generate(
     steps: options.SampleSteps = None,
     guidance: options.Guidance = None,
     noise: options.Noise = None,
+    min_alignment: options.MinAlignment = None,
+    max_similarity: options.MaxSimilarity = None,
+    max_tries: options.MaxTries = None,
     batch_size: options.BatchSize = None,
     structures: Annotated[
         str | None,
@@ -182,6 +159,9 @@ def generate(
         steps=steps,
         guidance=guidance,
         noise=noise,
+        min_alignment=min_alignment,
+        max_similarity=max_similarity,
+        max_tries=max_tries,
         count=count,
         resolution=resolution,
         batch_size=batch_size,
@@ -190,13 +170,25 @@ def generate(
     )
     dataset = Path(structures) if structures and settings.structures == "dataset" else None
     pairs = draw_pairs(model, settings, out, base=base, device=device, structures=dataset)
+    missing = len(settings.indices) - len(pairs)
     if sheet is not None:
         write_sheet(out, pairs, sheet)
     if as_json:
         print_json({"out": str(out), "pairs": pairs})
     else:
-        rows = [(pair["index"], pair["seed"], pair["cf"]["name"], pair["fa"]["name"]) for pair in pairs]
-        print_table(("pair", "seed", "CF", "FA"), rows)
+        rows = [
+            (pair["index"], pair["seed"], _score(pair, "alignment"), _score(pair, "novelty"), pair["cf"]["name"])
+            for pair in pairs
+        ]
+        print_table(("pair", "seed", "ridge correlation", "similarity to training", "CF"), rows)
+        if missing:
+            say(f"{missing} of {len(settings.indices)} slots stayed empty: no try passed the gate; see {out}/rejects")
+
+
+def _score(pair: dict[str, Any], kind: str) -> object:
+    """The score of a pair that a gate looks at; a dash where there is none."""
+    name = {"alignment": "ridge_correlation", "novelty": "similarity"}[kind]
+    return "-" if pair[kind] is None else pair[kind][name]
 
 
 def draw_pairs(
@@ -210,34 +202,52 @@ def draw_pairs(
 ) -> list[dict[str, Any]]:
     """Draw all pairs of ``settings`` into ``out/cf`` and ``out/fa``; returns their entries in index order.
 
-    ``structures`` are the pairs that ``settings.structures = "dataset"`` stands for.
+    ``out/manifest.json`` says of them what the manifest of an archive would; pairs that a gate refused are below
+    ``out/rejects``. ``structures`` are the pairs that ``settings.structures = "dataset"`` stands for.
     """
     from cffa_core.jobs.context import FolderContext
     from cffa_core.methods.method import read_card
+    from cffa_core.recipes.archive import FORMAT, MODALITIES, REJECTS
     from cffa_core.recipes.generate import generate_part, load_sampler
+    from cffa_core.recipes.novelty import training_pairs_beside
+    from cffa_core.recipes.provenance import provenance
     from cffa_core.recipes.structures import structures_for
+    from cffa_core.rng import numerics_key
 
     places = options.settings()
     where = base or str(read_card(model)["base"]["name"])
     staging = out / ".part"
     pairs: list[dict[str, Any]] = []
+    empty: list[dict[str, Any]] = []
+    asked = options.device(device)
     with progress_bars() as bars:
         bars("loading the model", 0, 1)
-        sampler = load_sampler(settings, model, where, options.device(device), models_dir=places.models_dir)
+        sampler = load_sampler(settings, model, where, asked, models_dir=places.models_dir)
+        training = training_pairs_beside(model)
         drawn_on = structures_for(settings, sampler.model, structures)
         bars("loading the model", 1, 1)
         for part in range(settings.parts):
             label = f"generate: part {part + 1} of {settings.parts}"
             context = FolderContext(out, lambda stage, done, total, label=label: bars(label, done, total))  # type: ignore[misc]
             shutil.rmtree(staging, ignore_errors=True)
-            report = generate_part(sampler, settings, part, staging, context, drawn_on)
-            for pair in report["pairs"]:
-                for modality in ("cf", "fa"):
-                    target = out / pair[modality]["name"]
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    (staging / pair[modality]["name"]).replace(target)
+            report = generate_part(sampler, settings, part, staging, context, drawn_on, training)
+            refused = [path.relative_to(staging) for path in sorted((staging / REJECTS).rglob("*.png"))]
+            made = [Path(pair[modality]["name"]) for pair in report["pairs"] for modality in MODALITIES]
+            for name in [*made, *refused]:
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging / name).replace(out / name)
             pairs += report["pairs"]
+            empty += report["exhausted"]
     shutil.rmtree(staging, ignore_errors=True)
+    header = provenance(
+        settings,
+        model_digest=sampler.model_digest,
+        dataset_digest=read_card(model)["dataset_digest"],
+        numerics_key=numerics_key(device=asked, dtype=settings.precision, batch_size=settings.batch_size),
+    )
+    manifest = {"format": FORMAT, **header, "exhausted": empty, "pairs": pairs}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return pairs
 
 

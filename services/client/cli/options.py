@@ -78,6 +78,13 @@ Count = Annotated[int | None, typer.Option("--count", "-n", help="Number of pair
 Scheduler = Annotated[str | None, typer.Option(help="ddim | pndm | dpm++2m | unipc | euler | ddpm")]
 SampleSteps = Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")]
+MinAlignment = Annotated[
+    float | None, typer.Option(help="Gate: least ridge correlation of CF and FA; other pairs are drawn again.")
+]
+MaxSimilarity = Annotated[
+    float | None, typer.Option(help="Gate: largest similarity to a pair of the training; a copy has 1.")
+]
+MaxTries = Annotated[int | None, typer.Option(help="Gate: pairs drawn for one slot before it is given up.")]
 Noise = Annotated[str | None, typer.Option(help="Initial noise: shared | rotated | banded | independent")]
 
 Deadline = Annotated[
@@ -126,6 +133,9 @@ def generate_settings(
     steps: int | None = None,
     guidance: float | None = None,
     noise: str | None = None,
+    min_alignment: float | None = None,
+    max_similarity: float | None = None,
+    max_tries: int | None = None,
     **fields: object,
 ) -> GenerateSettings:
     """Settings of a generation run from options; raises ``InvalidSpec`` naming every bad field."""
@@ -136,6 +146,9 @@ def generate_settings(
         "sampler.steps": steps,
         "sampler.guidance_scale": guidance,
         "sampler.initial_noise": noise,
+        "gate.min_alignment": min_alignment,
+        "gate.max_similarity_to_training": max_similarity,
+        "gate.max_tries": max_tries,
     }
     return _validated(GenerateSettings, _merged(spec, assignments, fields))
 
@@ -173,7 +186,7 @@ def reference(spec: Path | None, name: str, given: str | None) -> str:
 
 def field(spec: Path | None, name: str) -> Any:
     """A field of the file of ``--spec``; None without a file or such a field."""
-    return None if spec is None else _read(spec).get(name)
+    return None if spec is None else read_json(spec).get(name)
 
 
 def settings() -> Settings:
@@ -200,7 +213,7 @@ def connect(url: str, key: str) -> CffaClient:
 
 
 def _merged(spec: Path | None, assignments: list[str] | None, fields: dict[str, object]) -> dict[str, Any]:
-    raw = _read(spec) if spec is not None else {}
+    raw = read_json(spec) if spec is not None else {}
     # A stored job's own spec may be given; what it refers to is not a setting (see `reference`).
     raw = {name: value for name, value in raw.items() if name != "kind" and not name.endswith("_id")}
     for assignment in assignments or ():
@@ -214,7 +227,8 @@ def _merged(spec: Path | None, assignments: list[str] | None, fields: dict[str, 
     return raw
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises ``InvalidSpec`` if there is none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
