@@ -98,8 +98,11 @@ def survey(
         if on_progress is not None:
             on_progress(len(found))
     alike = _exact(found, digests)
-    known = {(like.first, like.second) for like in alike if like.kind == "exact"}
-    alike += [like for like in _near(found, pictures) if (like.first, like.second) not in known]
+    known = {(like.first, like.second): like.kind for like in alike}
+    for like in _near(found, pictures):
+        kind = known.get((like.first, like.second))
+        if kind is None or (like.kind == "near" and kind != "exact"):
+            alike.append(like)
     leaks = _leaks(found, alike, split or {})
     return _report(found, alike, leaks)
 
