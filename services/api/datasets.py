@@ -15,12 +15,12 @@ from fastapi.responses import JSONResponse
 from starlette.background import BackgroundTask
 
 from cffa_core.data.object_source import below_prefix
-from cffa_core.errors import CorruptArtifact, InvalidSpec, Problem
+from cffa_core.errors import CorruptArtifact, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.dataset_rows import SURVEY
 from cffa_core.jobs.records import Dataset
 from cffa_core.storage.manifest import read_verified, stored_from_json
 from services.api import taking_in, uploads
-from services.api.access import DatasetId, IdempotencyKey, Owner, TheBackend
+from services.api.access import Backend, DatasetId, IdempotencyKey, Owner, TheBackend
 from services.api.dataset_schemas import ImportRequest
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.problems import documented
@@ -77,6 +77,8 @@ async def upload_dataset(
 ) -> Response:
     """Take a zip of registered pairs in. Every problem of every file is named at once, with the file as its pointer; if
     there is one, nothing is taken in."""
+    declared = uploads.declared_bytes(request)
+    await anyio.to_thread.run_sync(_require_room, backend, owner, declared, idempotency_key)
     held = contextlib.ExitStack()
     folder = await anyio.to_thread.run_sync(held.enter_context, upload_folder(backend.settings.scratch_dir))
     try:
@@ -104,6 +106,15 @@ def made(dataset: Dataset) -> Response:
         status_code=201,
         headers={"Location": f"/v1/datasets/{dataset.id}"},
     )
+
+
+def _require_room(backend: Backend, owner: str, more: int, key: str | None) -> None:
+    """Refuse by its length what would be too much, unless the key has made its data set already."""
+    if key is not None:
+        with contextlib.suppress(NotFound):
+            backend.store.get_dataset(owner, taking_in.id_of("ds", owner, key))
+            return
+    backend.store.require_bytes(owner, more)
 
 
 def _form(fields: dict[str, str], key: str | None) -> Wanted:

@@ -45,9 +45,8 @@ async def receive(request: Request, target: Path, *, fields: Mapping[str, bool],
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 256:
         raise BadRequest("send the data set as multipart/form-data with a part named `file`")
     limit = max_bytes + _HEADER_BYTES
-    declared = request.headers.get("content-length", "")
     too_large = PayloadTooLarge(f"an upload may have at most {max_bytes} bytes")
-    if declared.isdecimal() and int(declared[:19]) > limit:
+    if declared_bytes(request) > limit:
         raise too_large
     received = 0
     with target.open("xb") as out:
@@ -70,6 +69,12 @@ async def receive(request: Request, target: Path, *, fields: Mapping[str, bool],
     if not parts.complete:
         raise BadRequest("the multipart body ends before its closing boundary")
     return parts.checked(fields)
+
+
+def declared_bytes(request: Request) -> int:
+    """How many bytes the body is said to have; 0 if nothing is said."""
+    declared = request.headers.get("content-length", "")
+    return int(declared[:19]) if declared.isdecimal() else 0
 
 
 class _Parts:

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from cffa_core.errors import InvalidSettings
 from cffa_core.people.keys import Scope, new_key
 from cffa_core.settings import Settings
-from services.api.app import create_app
 from services.api import keys
+from services.api.app import create_app
 from services.api.keys import OPEN
 from tests.api.driving import URL, problem
 
