@@ -34,7 +34,7 @@ class Webhook(Resource):
 
 
 class Delivery(Resource):
-    """One message to a web hook: waiting, sending, delivered or failed; ``status`` and ``error`` are of the last try."""
+    """One message to a web hook: waiting, sending, delivered or failed; ``status``, ``error`` are of the last try."""
 
     id: str
     message_id: str
