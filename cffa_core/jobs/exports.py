@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import sqlalchemy as sa
 
-from cffa_core.errors import Conflict, Gone, InvalidSpec, NotFound, Problem
+from cffa_core.errors import Conflict, Expired, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.schema import jobs, units
 from cffa_core.jobs.spec import ExportSpec, GenerationSpec, SelectionSpec, parse_spec
 from cffa_core.jobs.state import JobState, UnitKind, UnitState
@@ -21,8 +21,8 @@ NAMED = 5
 def with_finished_parts(connection: sa.Connection, owner: str, spec: ExportSpec) -> ExportSpec:
     """The spec with the finished parts that its selection touches.
 
-    Raises ``NotFound`` for another owner's job, ``Conflict`` for one that makes no pairs or has none finished, ``Gone``
-    for one whose products were removed, and ``InvalidSpec`` for a selection that no finished pair can meet.
+    Raises ``NotFound`` for another owner's job, ``Conflict`` for one that makes no pairs or has none finished,
+    ``Expired`` for one whose products were removed, and ``InvalidSpec`` for a selection that no finished pair can meet.
     """
     job_id = spec.generation_job_id
     row = connection.execute(
@@ -34,7 +34,7 @@ def with_finished_parts(connection: sa.Connection, owner: str, spec: ExportSpec)
     if not isinstance(generation, GenerationSpec):
         raise Conflict(f"job {job_id} is a {row.kind} job; only the pairs of a generation job can be exported")
     if row.state == JobState.EXPIRED.value:
-        raise Gone(f"the products of job {job_id} were removed by retention")
+        raise Expired(f"the products of job {job_id} were removed by retention")
     finished = connection.scalars(
         sa.select(units.c.idx)
         .where(units.c.job_id == job_id, units.c.kind == UnitKind.PART.value, units.c.state == UnitState.DONE.value)
