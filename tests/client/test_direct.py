@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,26 @@ def test_pairs_and_their_sheet(models_dir: Path, model: Path, tmp_path: Path) ->
     for pair in report["pairs"]:
         with Image.open(tmp_path / pair["cf"]["name"]) as cf, Image.open(tmp_path / pair["fa"]["name"]) as fa:
             assert (cf.size, cf.mode, fa.size, fa.mode) == ((64, 64), "RGB", (64, 64), "L")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cf", "fa", "sheet.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cf", "fa", "manifest.json", "sheet.png"]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["pairs"] == report["pairs"] and manifest["synthetic"] is True
+    assert manifest["dataset_digest"] == json.loads((model / "model.json").read_text())["dataset_digest"]
+    # The thumbnails of the training pairs lie beside the model.
+    assert {pair["novelty"]["nearest"][0] for pair in report["pairs"]} == {"p"}
+
+
+def test_a_gate_that_nothing_passes_leaves_the_slots_empty(models_dir: Path, model: Path, tmp_path: Path) -> None:
+    gate = ("--max-similarity", "0", "--max-tries", "2")
+    shown = run(models_dir, "generate", model, *SMALL, "--count", "2", *gate, "--out", tmp_path)
+    assert shown.exit_code == 0 and "2 of 2 slots stayed empty" in " ".join((shown.stdout + shown.stderr).split())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["pairs"] == [] and [slot["tries"] for slot in manifest["exhausted"]] == [2, 2]
+    refused = sorted(path.name for path in (tmp_path / "rejects" / "cf").iterdir())
+    assert refused == ["000000.try00.png", "000000.try01.png", "000001.try00.png", "000001.try01.png"]
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(model, elsewhere)
+    refusal = run(models_dir, "generate", elsewhere, *SMALL, "--count", "2", *gate, "--out", tmp_path / "out")
+    assert refusal.exit_code == 1 and "trained on are not known" in " ".join(refusal.stderr.split())
 
 
 def test_alignment_of_pairs_against_a_reference(models_dir: Path, pairs_folder: Path, tmp_path: Path) -> None:
