@@ -81,8 +81,11 @@ def unsurveyed(connection: sa.Connection) -> list[Dataset]:
 
 def add_to_report(
     connection: sa.Connection, owner: str, dataset_id: str, survey: dict[str, Any], pictures: dict[str, Any]
-) -> None:
+) -> bool:
     """See :meth:`JobStore.add_survey`."""
     row = lock(connection, owner, dataset_id)
+    if row.report.get(SURVEY, {}).get("state") != WAITING:
+        return bool(row.report.get("pictures", {}).items() >= pictures.items() and row.report[SURVEY] == survey)
     report = {**row.report, SURVEY: survey, "pictures": {**row.report.get("pictures", {}), **pictures}}
     connection.execute(datasets.update().where(datasets.c.id == dataset_id).values(report=report))
+    return True

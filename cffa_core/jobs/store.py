@@ -183,10 +183,15 @@ class JobStore:
 
     def add_survey(
         self, owner: str, dataset_id: str, survey: dict[str, Any], pictures: dict[str, ObjectInfo] | None = None
-    ) -> None:
-        """Add to a data set's report what was found in its pairs, with the stored pictures that show it."""
-        found = stored_to_json(StoredFiles(pictures or {}))
-        self._db.write(lambda connection: dataset_rows.add_to_report(connection, owner, dataset_id, survey, found))
+    ) -> bool:
+        """Add to a data set's report what was found in its pairs, with the stored pictures that show it.
+
+        False, and nothing is changed, if another process was faster.
+        """
+        shown = stored_to_json(StoredFiles(pictures or {}))
+        return self._db.write(
+            lambda connection: dataset_rows.add_to_report(connection, owner, dataset_id, survey, shown)
+        )
 
     def get_dataset(self, owner: str, dataset_id: str) -> Dataset:
         """One data set of this owner."""

@@ -106,9 +106,10 @@ def _add(backend: Backend, dataset: Dataset, folder: Path) -> None:
     if (folder / SHEET).is_file():
         key = dataset_key(backend.store.new_id("ds"), f"report/{SHEET}")
         pictures[f"report/{SHEET}"] = backend.objects.put_file(key, folder / SHEET)
+    added = False
     try:
-        backend.store.add_survey(dataset.owner, dataset.id, found, pictures)
-    except CffaError:
-        for info in pictures.values():
-            backend.objects.delete(info.key)
-        raise
+        added = backend.store.add_survey(dataset.owner, dataset.id, found, pictures)
+    finally:
+        if not added:
+            for info in pictures.values():
+                backend.objects.delete(info.key)
