@@ -25,8 +25,8 @@ from cffa_core.jobs.pace import (
     seconds_until_done,
 )
 from cffa_core.jobs.queue import live_workers, measured, places
-from cffa_core.jobs.records import Checkpoint, Counts, Event, Footprint, Job, JobFilter, Page, Part
-from cffa_core.jobs.rows import as_page, checkpoint_of, event_of, moment, page_limits, part_of
+from cffa_core.jobs.records import Checkpoint, Event, Footprint, Job, JobFilter, Page, Part
+from cffa_core.jobs.rows import as_page, checkpoint_of, counts_of, event_of, moment, page_limits, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
 from cffa_core.jobs.schema import jobs, units
@@ -166,13 +166,7 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
         priority=row.priority,
         created_at=moment(row.created_at),
         entered={JobState(name): moment(at) for name, at in row.entered.items()},
-        counts=Counts(
-            requested=row.requested,
-            generated=row.generated,
-            accepted=row.accepted,
-            rejected=row.rejected,
-            failed=row.exhausted + (row.requested - settled if state is JobState.FAILED else 0),
-        ),
+        counts=counts_of(row),
         progress=job_progress(spec, state, settled, row.busy_seconds, work),
         reason=row.reason,
         error=row.error,

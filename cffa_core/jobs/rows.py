@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from cffa_core.errors import InvalidSpec, Problem
-from cffa_core.jobs.records import Checkpoint, Dataset, Event, Model, Page, Part
-from cffa_core.jobs.state import UnitKind, UnitState
+from cffa_core.jobs.records import Checkpoint, Counts, Dataset, Event, Model, Page, Part
+from cffa_core.jobs.state import JobState, UnitKind, UnitState
 from cffa_core.storage.manifest import stored_from_json
 
 T = TypeVar("T")
@@ -50,6 +50,13 @@ def as_page(items: Sequence[T], numbers: Sequence[int], page_size: int) -> Page[
     """Cut ``page_size + 1`` fetched items to a page; the token is the last shown row's number."""
     more = len(items) > page_size
     return Page(tuple(items[:page_size]), str(numbers[page_size - 1]) if more else None)
+
+
+def counts_of(row: sa.Row[Any]) -> Counts:
+    """Pairs of a row of ``jobs`` by outcome; what a failed job did not get to has failed."""
+    settled = row.generated - row.rejected + row.exhausted
+    missed = row.requested - settled if row.state == JobState.FAILED.value else 0
+    return Counts(row.requested, row.generated, row.accepted, row.rejected, row.exhausted + missed)
 
 
 def dataset_of(row: sa.Row[Any]) -> Dataset:

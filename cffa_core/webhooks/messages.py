@@ -8,10 +8,12 @@ job of 10,000 parts is one message when it starts and one when it ends.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from cffa_core.jobs.records import Counts
 from cffa_core.jobs.state import JobState
 
 
@@ -41,20 +43,14 @@ OF_STATE = {
 """States of a job that are announced when it enters them."""
 
 
-def job_body(event_type: EventType, state: JobState, at: float, job: Any) -> str:
+def job_body(event_type: EventType, state: JobState, at: float, job: Any, counts: Counts) -> str:
     """Body of a message on a job; ``job`` is its row, ``at`` when it entered ``state`` (seconds since 1970)."""
     error_code = (job.error or {}).get("code") if state is JobState.FAILED else None
     data = {
         "id": job.id,
         "kind": job.kind,
         "state": state.value,
-        "counts": {
-            "requested": job.requested,
-            "generated": job.generated,
-            "accepted": job.accepted,
-            "rejected": job.rejected,
-            "failed": job.exhausted,
-        },
+        "counts": asdict(counts),
         "error_code": error_code,
         "links": {"self": f"/v1/jobs/{job.id}"},
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cffa_core.jobs.rows import new_id
+from cffa_core.jobs.rows import counts_of, new_id
 from cffa_core.jobs.schema import clock, jobs
 from cffa_core.jobs.service_tables import deliveries, webhooks
 from cffa_core.jobs.state import JobState
@@ -40,7 +40,7 @@ def announce_job(connection: sa.Connection, job_id: str, owner: str, moves: Sequ
     row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()
     for state, at in moves:
         event_type = OF_STATE[state]
-        _put(connection, hooks, event_type, job_body(event_type, state, at, row), at)
+        _put(connection, hooks, event_type, job_body(event_type, state, at, row, counts_of(row)), at)
 
 
 def announce_dataset(connection: sa.Connection, owner: str, dataset_id: str, pairs: int) -> None:
