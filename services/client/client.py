@@ -23,6 +23,7 @@ from cffa_core.jobs.state import JobState
 from services.client import download, upload
 from services.client.datasets import DatasetCalls
 from services.client.exports import fetch_export
+from services.client.inspection import Inspection
 from services.client.people import People
 from services.client.problems import ServiceUnreachable
 from services.client.resources import (
@@ -72,6 +73,7 @@ class CffaClient:
         self.webhooks = WebhookCalls(self._transport)
         self.people = People(self._transport)
         self.sets = DatasetCalls(self._transport)
+        self.inspect = Inspection(self._transport)
 
     @property
     def base_url(self) -> str:
