@@ -150,8 +150,9 @@ def _bytes(connection: sa.Connection, owner: str, *, coming: bool) -> int:
 
 def _objects(
     connection: sa.Connection, stored: sa.Column[object], whose: sa.ColumnElement[bool]
-) -> sa.Select[tuple[str, int]]:
+) -> sa.Select[str, int]:
     """Key and size of every object in a column of ``{name: {"key", "size", "sha256"}}``."""
+    size: sa.ColumnElement[int]
     if connection.dialect.name == "sqlite":
         files = sa.func.json_each(stored).table_valued("key", "value")
         key = sa.func.json_extract(files.c.value, "$.key", type_=sa.String)
