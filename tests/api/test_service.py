@@ -42,7 +42,7 @@ def test_unknown_routes_and_methods_are_problems(plain_client: TestClient) -> No
 
 
 def test_unexpected_errors_say_nothing(client: TestClient, backend: Backend, monkeypatch: Any, caplog: Any) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the password is hunter2")
 
     monkeypatch.setattr(backend.store, "list_jobs", broken)
