@@ -173,7 +173,7 @@ class DatasetCalls:
         """Write the contact sheets of a data set's report into ``folder``; returns their paths."""
         report = self._get(f"/v1/datasets/{dataset_id}/report", {}).json()
         written = []
-        for name, url in report["pictures"].items():
+        for name, url in report.get("pictures", {}).items():  # sets of older versions have none
             response = self._transport.sent(lambda url=url: self._transport.signed.get(url), repeatable=True)  # type: ignore[misc]
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{dataset_id}-{Path(name).name}"
