@@ -13,11 +13,12 @@ import numpy as np
 
 from cffa_core.jobs.records import Claim, StoredFiles
 from cffa_core.jobs.spec import GenerationSpec
+from cffa_core.jobs.state import UnitKind
 from cffa_core.jobs.store import JobStore
 from cffa_core.recipes.archive import merge_archives, write_part_archive
 from cffa_core.recipes.provenance import provenance
 from cffa_core.rng import pair_seed
-from cffa_core.storage.base import ObjectStore, part_key
+from cffa_core.storage.base import ObjectStore, part_key, result_key
 
 SIDE = 48
 HEADER: dict[str, Any] = {
@@ -73,13 +74,28 @@ def write_archive(folder: Path, count: int, *, part_size: int = 4, scored: bool 
 def commit_part(store: JobStore, objects: ObjectStore, claim: Claim, folder: Path, *, scored: bool = True) -> None:
     """Store and commit the claimed part as a worker would."""
     assert isinstance(claim.spec, GenerationSpec)
-    place = folder / f"{claim.unit_id}-{claim.attempt}"
+    place = folder / claim.unit_id
     write_part(place, claim.spec.part_range(claim.index), scored=scored)
-    known: dict[str, Any] = {"model_digest": "ab" * 32, "dataset_digest": "cd" * 32, "numerics_key": "cpu/x"}
-    index = write_part_archive(place, place / "pairs.zip", provenance(claim.spec.settings(), **known))
+    index = write_part_archive(place, place / "pairs.zip", _header(claim))
     (place / "part.json").write_text(json.dumps(index))
     stored = {
         name: objects.put_file(part_key(claim.job_id, claim.index, claim.attempt, name), place / name)
         for name in ("pairs.zip", "part.json")
     }
     store.commit(claim, StoredFiles(stored), {"pairs": [pair["index"] for pair in index["pairs"]]})
+
+
+def commit_whole(store: JobStore, objects: ObjectStore, claim: Claim, folder: Path) -> None:
+    """Join the parts that :func:`commit_part` left in ``folder``, and commit the claimed end of the job."""
+    parts = store.parts(claim.owner, claim.job_id, kind=UnitKind.PART)
+    zips = [folder / part.unit_id / "pairs.zip" for part in parts]
+    merged = merge_archives(zips, folder / "archive.zip", _header(claim))
+    key = result_key(claim.job_id, claim.kind, claim.attempt, "archive.zip")
+    stored = StoredFiles({"archive.zip": objects.put_file(key, folder / "archive.zip")})
+    store.commit(claim, stored, {"pairs": merged["pairs"]}, job_result={})
+
+
+def _header(claim: Claim) -> dict[str, Any]:
+    assert isinstance(claim.spec, GenerationSpec)
+    known: dict[str, Any] = {"model_digest": "ab" * 32, "dataset_digest": "cd" * 32, "numerics_key": "cpu/x"}
+    return provenance(claim.spec.settings(), **known)
