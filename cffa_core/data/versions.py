@@ -15,7 +15,6 @@ from typing import Any, Literal
 from cffa_core.data.contracts import CheckedPair
 from cffa_core.data.dataset_folder import files_of
 from cffa_core.errors import InvalidSpec, Problem
-from cffa_core.rng import derive_seed
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -35,7 +34,7 @@ def split_by_fraction(pairs: Sequence[CheckedPair], fractions: Mapping[Part, flo
     if wanted["train"] <= 0 or len(eyes) < len(some):
         message = f"{len(eyes)} eyes cannot be split into {len(some)} parts of which one is train"
         raise InvalidSpec(message, problems=(Problem("/split", "too_few_eyes", message),))
-    random.Random(derive_seed(seed, "split_by_eye")).shuffle(eyes)
+    random.Random(int.from_bytes(hashlib.sha256(f"split by eye {seed}".encode()).digest(), "big")).shuffle(eyes)
     counts = _counts(len(eyes), {part: wanted[part] for part in some})
     chosen: dict[str, list[str]] = {}
     for part in PARTS:

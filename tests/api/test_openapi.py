@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from cffa_core.jobs.spec import parse_spec
-from services.api import people_schemas, problems, product_schemas, schemas
+from services.api import dataset_schemas, people_schemas, problems, product_schemas, schemas
 
 METHODS = {"get", "post", "put", "delete", "head", "patch"}
 ROUTES = {
@@ -22,6 +22,15 @@ ROUTES = {
     ("get", "/v1/datasets/{dataset_id}"),
     ("get", "/v1/datasets/{dataset_id}/pairs"),
     ("get", "/v1/datasets/{dataset_id}/report"),
+    ("delete", "/v1/datasets/{dataset_id}"),
+    ("post", "/v1/datasets/{dataset_id}/versions"),
+    ("post", "/v1/datasets:import"),
+    ("post", "/v1/uploads"),
+    ("get", "/v1/uploads"),
+    ("get", "/v1/uploads/{upload_id}"),
+    ("delete", "/v1/uploads/{upload_id}"),
+    ("post", "/v1/uploads/{upload_id}:complete"),
+    ("put", "/v1/blobs/{token}"),
     ("post", "/v1/training-jobs"),
     ("post", "/v1/generation-jobs"),
     ("post", "/v1/evaluation-jobs"),
@@ -141,7 +150,7 @@ def test_problems_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 def models_with_examples() -> list[tuple[type[BaseModel], dict[str, Any]]]:
     found = []
-    for module in (schemas, product_schemas, people_schemas, problems):
+    for module in (schemas, dataset_schemas, product_schemas, people_schemas, problems):
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel) and model.__module__ == module.__name__:
                 extra = model.model_config.get("json_schema_extra") or {}
