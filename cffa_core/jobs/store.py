@@ -591,11 +591,11 @@ class JobStore:
         """Jobs whose products are due to be removed now, oldest first, at most a hundred; any owner's."""
         return self._db.read(terms.expirable)
 
-    def expire_job(self, job_id: str) -> tuple[str, ...]:
+    def expire_job(self, job_id: str) -> tuple[str, ...] | None:
         """Make a job that is due ``expired`` and return the storage keys that are now to be deleted.
 
-        Its history stays, and so does the model of a training. Nothing happens (no keys) if it is not due, a worker
-        still holds one of its units, or an unfinished evaluation measures its pairs.
+        Its history stays, and so does the model of a training. Nothing happens (None) if it is not due, a worker still
+        holds one of its units, or an unfinished job names it, e.g. to measure its pairs.
         """
         return self._db.write(partial(terms.expire_job, job_id=job_id))
 

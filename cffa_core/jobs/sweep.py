@@ -43,9 +43,9 @@ def expired(store: JobStore, objects: ObjectStore) -> int:
     number = 0
     for job_id in store.expirable():
         keys = store.expire_job(job_id)
-        for key in keys:
+        for key in keys or ():
             objects.delete(key)
-        number += bool(keys)
+        number += keys is not None
     return number
 
 

@@ -79,17 +79,17 @@ def expirable(connection: sa.Connection) -> list[str]:
     return list(connection.scalars(query.order_by(jobs.c.expires_at).limit(AT_ONCE)))
 
 
-def expire_job(connection: sa.Connection, job_id: str) -> tuple[str, ...]:
+def expire_job(connection: sa.Connection, job_id: str) -> tuple[str, ...] | None:
     """See :meth:`JobStore.expire_job`."""
     try:
         job = LockedJob.take(connection, job_id)
     except NotFound:
-        return ()
+        return None
     due = connection.scalar(
         sa.select(jobs.c.id).where(jobs.c.id == job_id, jobs.c.expires_at < clock(), jobs.c.state.in_(_KEPT), ~_held())
     )
     if due is None:
-        return ()
+        return None
     own = sa.select(units.c.id).where(units.c.job_id == job_id)
     removed = tuple(sorted(pointed_keys(connection, job_id) - model_keys(connection, job_id)))
     connection.execute(checkpoints.delete().where(checkpoints.c.unit_id.in_(own)))

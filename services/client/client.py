@@ -40,6 +40,7 @@ from services.client.resources import (
     Queue,
     Reject,
     Report,
+    ReportFile,
     Resource,
 )
 from services.client.transport import Transport
@@ -432,17 +433,14 @@ class CffaClient:
             for file in preview.files:
                 if file.name == "sheet.png":
                     target = folder / f"step_{preview.step:06d}{'_asked' if preview.asked else ''}.png"
-                    links = iter([file.url])
-                    download.fetch(
-                        self._transport.signed,
-                        lambda links=links: next(links),
-                        target,
-                        sha256=file.sha256,
-                        size=file.bytes,
-                        on_bytes=None,
-                    )
+                    self._fetch_file(file, target)
                     written.append(target)
         return written
+
+    def _fetch_file(self, file: ReportFile, target: Path) -> None:
+        download.fetch(
+            self._transport.signed, lambda: file.url, target, sha256=file.sha256, size=file.bytes, on_bytes=None
+        )
 
     # Transport
 

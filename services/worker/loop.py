@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from cffa_core import __version__
+from cffa_core import __version__, logs
 from cffa_core.errors import CffaError, NotFound
 from cffa_core.jobs.records import Claim
 from cffa_core.jobs.spec import SPEC_VERSION, Kind
@@ -117,6 +117,10 @@ class Worker:
 
     def run(self) -> int:
         """Work until stopped; returns the process's exit code. An unreachable record is waited for."""
+        with logs.about(worker=self.id):
+            return self._run()
+
+    def _run(self) -> int:
         # A cluster's schema is set up once, before its workers start; they wait for that as for the record itself.
         embedded = self._settings.mode == "embedded"
         self._until_available(self.store.migrate if embedded else self.store.require_schema)
@@ -182,6 +186,11 @@ class Worker:
         return None
 
     def _work(self, claim: Claim, claimed: float) -> None:
+        unit = f"{claim.kind} {claim.index}"
+        with logs.about(job_id=claim.job_id, unit=unit, attempt=claim.attempt):
+            self._work_on(claim, claimed)
+
+    def _work_on(self, claim: Claim, claimed: float) -> None:
         log.info("%s %d of %s, attempt %d", claim.kind, claim.index, claim.job_id, claim.attempt)
         self._working = True
         try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cffa_core import logs, tracing
+from cffa_core import tracing
 from cffa_core.errors import CffaError, LeaseLost, NumericsMismatch
 from cffa_core.jobs.records import Claim, Progress
 from cffa_core.jobs.state import COMPUTES_NOTHING
@@ -98,7 +98,7 @@ class Supervisor:
         ``claimed`` is the monotonic time just before the claim was asked for: the lease is at least that old.
         """
         ids = {"job_id": claim.job_id, "unit": f"{claim.kind} {claim.index}", "attempt": claim.attempt}
-        with logs.about(worker=claim.worker_id, **ids), tracing.span("unit", self._trace_of(claim), **ids) as traced:
+        with tracing.span("unit", self._trace_of(claim), **ids) as traced:
             outcome = self._work(claim, claimed)
             traced["outcome"] = outcome.kind
         return outcome
