@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import uuid
@@ -20,13 +21,16 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cffa_core.errors import InvalidSettings, StorageUnavailable
+from cffa_core.jobs.spec import Kind
 from cffa_core.people.rows import ADMIN
 from cffa_core.settings import Settings
 from services.api.access import Backend
 from services.api.app import create_app
 from services.api.setup import set_up
+from services.worker import loop
 from tests.api.driving import URL, Worker, good_upload, png, problem, sha256
 from tests.servers import S3_ACCESS_KEY, S3_SECRET_KEY, Server
+from tests.worker.world import running_worker
 
 pytestmark = pytest.mark.xdist_group("s3")
 KEY = "k" * 40
@@ -132,6 +136,36 @@ def test_a_refused_upload_leaves_nothing(client: TestClient) -> None:
     files = {"file": ("set.zip", b"no zip at all", "application/zip")}
     problem(client.post("/v1/datasets", files=files, data={"name": "bad"}), 422, "invalid_dataset")
     assert set(backend.objects.list("datasets/")) == before
+
+
+def test_a_worker_exports_from_the_object_store_into_it(
+    client: TestClient, settings: Settings, generation: str, tmp_path: Path
+) -> None:
+    body = {"form": "webdataset", "shard_size": 2, "selection": {"first": 1}}
+    results, digests = [], []
+    with running_worker(loop.Worker(settings.model_copy(update={"home": tmp_path}), kinds=[Kind.EXPORT])):
+        for _ in range(2):
+            posted = client.post(f"/v1/jobs/{generation}/exports", json=body)
+            assert posted.status_code == 202, posted.text
+            job = f"/v1/jobs/{posted.json()['id']}"
+            end = time.monotonic() + 120
+            while not (seen := client.get(job).json())["terminal"]:
+                assert time.monotonic() < end, seen
+                time.sleep(0.1)
+            assert seen["state"] == "succeeded", seen["error"]
+            results.append(seen["result"])
+            listed = client.get(f"{job}/archives").json()
+            digests.append([part["sha256"] for part in listed["parts"]])
+    assert results[0] == results[1] and digests[0] == digests[1] and results[0]["pairs"] == 4
+    shard = listed["parts"][1]
+    with httpx.Client() as signed:  # resumed, by the link alone
+        half = signed.get(shard["url"], headers={"Range": "bytes=0-999"})
+        rest = signed.get(shard["url"], headers={"Range": "bytes=1000-"})
+    assert (half.status_code, rest.status_code) == (206, 206)
+    assert sha256(half.content + rest.content) == shard["sha256"]
+    with tarfile.open(fileobj=BytesIO(half.content + rest.content)) as tar:
+        image = tar.extractfile("000004.fa.png")
+        assert image is not None and image.read() == png(4, colour=False)
 
 
 def test_images_are_ranges_of_stored_archives(client: TestClient, generation: str) -> None:
