@@ -177,6 +177,20 @@ def test_runs_what_compose_runs() -> None:
         assert differing <= {"CFFA_MODELS_DIR", "CFFA_S3_REGION", "CFFA_HOST"}, component
 
 
+def test_web_hooks_leave_for_public_addresses_alone() -> None:
+    def ways(**values: Any) -> dict[str, list[Any]]:
+        objects = of_kind(tools.render(**values), "NetworkPolicy")
+        return {found["metadata"]["name"]: found["spec"]["egress"] for found in objects}
+
+    closed = ways(networkPolicy={"webhookPorts": []})
+    for name, egress in ways(networkPolicy={"webhookPorts": [443, 8443]}).items():
+        added = [way for way in egress if way not in closed[name]]
+        assert len(added) == (1 if name.endswith("-api") else 0)
+        for way in added:
+            assert [port["port"] for port in way["ports"]] == [443, 8443]
+            assert "169.254.0.0/16" in way["to"][0]["ipBlock"]["except"]
+
+
 def test_secrets_are_referred_to_and_mounted_as_files() -> None:
     objects = tools.render(**EVERYTHING)
     assert not of_kind(objects, "Secret")
@@ -242,6 +256,8 @@ def test_probes_ask_the_right_question() -> None:
         {"workers": {"my_worker": {}}},
         {"api": {"image": {"digest": "sha256:short"}}},
         {"networkPolicy": {"serverPorts": []}},
+        {"networkPolicy": {"webhookPorts": [0]}},
+        {"webhooks": {"ports": "https"}},
     ],
     ids=str,
 )
