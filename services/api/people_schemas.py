@@ -127,6 +127,16 @@ class AccountView(BaseModel):
 class AccountDetail(AccountView):
     """An account, the limits that hold for it, and what it has."""
 
+    model_config = example(
+        {
+            "owner": "anna",
+            "limits": {"pairs": 100_000},
+            "created_at": NOON,
+            "disabled_at": None,
+            "effective_limits": {"active_jobs": 10, "pairs": 100_000, "bytes": 0},
+            "usage": {"active_jobs": 1, "pairs": 1000, "bytes": 734_003_200},
+        }
+    )
     effective_limits: LimitsView
     usage: UsageView
 
