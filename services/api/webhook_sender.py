@@ -19,7 +19,8 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import anyio
-import httpx
+import certifi
+import h11
 
 from cffa_core.errors import CffaError, InvalidSettings
 from cffa_core.jobs.store import JobStore
@@ -36,6 +37,7 @@ LEASE_SECONDS = 60.0
 CONNECT_SECONDS = 5.0
 ADDRESSES_TRIED = 3
 LONGEST_ANSWER = 64 << 10
+PIECE = 16 << 10
 LAST_SECONDS = 2.0
 """What is being sent when the process ends gets so long to be answered."""
 USER_AGENT = "CFFA-Webhooks/1"
@@ -51,7 +53,7 @@ def require_sensible(settings: Settings) -> None:
 
 def trusted(settings: Settings) -> ssl.SSLContext:
     """Public certificate authorities, and those of ``CFFA_WEBHOOK_CA_FILE``; raises :class:`InvalidSettings`."""
-    context = httpx.create_ssl_context(trust_env=False)
+    context = ssl.create_default_context(cafile=certifi.where())
     if settings.webhook_ca_file is not None:
         try:
             context.load_verify_locations(settings.webhook_ca_file)
@@ -89,7 +91,6 @@ class Sender:
 
     async def run(self, store: JobStore) -> None:
         """Send until cancelled; what is under way then gets two seconds more. A record that is away is waited for."""
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs whole URLs, and theirs may carry secrets
         ready = False
         try:
             while True:
@@ -160,8 +161,8 @@ class Sender:
             answer.error = f"no answer within {self._limit:g} s"
         except CffaError as error:  # the URL or its addresses are not allowed
             answer.error = error.message
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            answer.error = _said(error)
+        except (OSError, h11.ProtocolError):
+            answer.error = "the answer was not HTTP or broke off"
         seconds = time.monotonic() - began
         if answer.status is None:
             return Outcome(None, answer.error, seconds)
@@ -173,43 +174,37 @@ class Sender:
         lookup = partial(self._hooks.policy.addresses, target, self._lookup)
         addresses = await anyio.to_thread.run_sync(lookup, limiter=self._names, abandon_on_cancel=True)
         body = due.body.encode()
-        headers = {
+        signed = signing.headers(due.secrets, due.message_id, int(time.time()), body)
+        fixed = {
             "Host": target.authority,
             "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
+            "Content-Length": str(len(body)),
             "User-Agent": USER_AGENT,
-            **signing.headers(due.secrets, due.message_id, int(time.time()), body),
+            "Connection": "close",
         }
+        headers = list((fixed | signed).items())
+        request = h11.Request(method="POST", target=target.path, headers=headers)
         for address in addresses[:ADDRESSES_TRIED]:
             try:
-                await self._post(target, address, headers, body, answer)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                answer.error = _said(error)
+                reader, writer = await self._connect(target, address)
+            except ssl.SSLError as error:
+                answer.error = f"TLS failed: {getattr(error, 'verify_message', None) or error.reason or 'no agreement'}"
+            except (OSError, TimeoutError, UnicodeError):
+                answer.error = "no connection"
             else:
+                try:
+                    await _converse(reader, writer, request, body, answer)
+                finally:
+                    writer.transport.abort()  # nothing more is said, also not by a receiver that goes on
                 return
 
-    async def _post(self, target: Target, address: str, headers: dict[str, str], body: bytes, answer: _Answer) -> None:
-        """Post to an address. A client of its own: no connection is ever shared between names that live there."""
-        place = f"[{address}]" if ":" in address else address
-        client = httpx.AsyncClient(
-            verify=self._trusted,
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(self._limit, connect=CONNECT_SECONDS),
-        )
-        url = f"{target.scheme}://{place}:{target.port}{target.path}"
-        names = {"sni_hostname": target.host}
-        async with (
-            client,
-            client.stream("POST", url, headers=headers, content=body, extensions=names) as response,
-        ):
-            answer.status = response.status_code
-            answer.retry_after = _retry_after(response.headers.get("retry-after", ""))
-            read = 0
-            async for piece in response.aiter_raw():
-                read += len(piece)
-                if read > LONGEST_ANSWER:
-                    break
+    async def _connect(self, target: Target, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to an address that was checked; it is the name that TLS asks for and verifies."""
+        tls: dict[str, Any] = {}
+        if target.scheme == "https":
+            tls = {"ssl": self._trusted, "server_hostname": target.host}
+        async with asyncio.timeout(CONNECT_SECONDS):
+            return await asyncio.open_connection(address, target.port, **tls)
 
     @cached_property
     def _trusted(self) -> ssl.SSLContext:
@@ -228,16 +223,28 @@ class _Answer:
     error: str | None = None
 
 
-def _said(error: Exception) -> str:
-    """An error in a word or two; what a receiver sent is not repeated."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        cause: Any = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLError):
-                return f"TLS failed: {getattr(cause, 'verify_message', None) or cause.reason or 'no agreement'}"
-            cause = cause.__cause__ or cause.__context__
-        return "no connection"
-    return "the answer was not HTTP or broke off" if isinstance(error, httpx.HTTPError) else "the request failed"
+async def _converse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, body: bytes, answer: _Answer
+) -> None:
+    """Post and hear the answer; raises ``h11.ProtocolError`` if it is none, ``OSError`` if it broke off."""
+    speech = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_ANSWER)
+    for event in (request, h11.Data(data=body), h11.EndOfMessage()):
+        writer.write(speech.send(event) or b"")
+    await writer.drain()
+    read = 0
+    while read <= LONGEST_ANSWER:
+        heard = speech.next_event()
+        if heard is h11.NEED_DATA:
+            piece = await reader.read(PIECE)
+            read += len(piece)
+            speech.receive_data(piece)
+        elif isinstance(heard, h11.Response):
+            answer.status = heard.status_code
+            answer.retry_after = _retry_after(dict(heard.headers).get(b"retry-after", b"").decode("ascii", "replace"))
+        elif heard is h11.PAUSED or isinstance(heard, h11.EndOfMessage | h11.ConnectionClosed):
+            break
+    if answer.status is None:
+        raise h11.RemoteProtocolError("no final answer")
 
 
 def _retry_after(header: str) -> float | None:

@@ -222,7 +222,16 @@ def test_an_endless_answer_is_not_read_to_its_end(sent: Callable[..., Outcome]) 
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000, b"HTTP/1.1 20", b"\0" * 2000]
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000,
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+        b"",
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000,
+        b"HTTP/1.1 20",
+        b"\0" * 2000,
+    ],
 )
 def test_what_is_no_answer_is_an_error_that_repeats_nothing(sent: Callable[..., Outcome], answer: bytes) -> None:
     with raw_receiver(lambda connection: connection.sendall(answer)) as port:
