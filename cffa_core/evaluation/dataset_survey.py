@@ -219,10 +219,10 @@ def _near(found: Sequence[PairFindings], pictures: Sequence[Thumbnails]) -> list
             for other in np.flatnonzero(1.0 - near < SAME_EYE):
                 distance = max(0.0, 1.0 - float(near[other]))
                 best[int(other)] = min(best.get(int(other), (np.inf, 0)), (distance, turn))
-        for other, (distance, turn) in sorted(best.items()):
-            if distance < NEAR or found[other].eye != found[index].eye:
+        for known, (distance, turn) in sorted(best.items()):
+            if distance < NEAR or found[known].eye != found[index].eye:
                 kind = "near" if distance < NEAR else "same_eye"
-                alike.append(_likeness(found, other, index, kind, distance, turn))
+                alike.append(_likeness(found, known, index, kind, distance, turn))
     return alike
 
 

@@ -26,6 +26,7 @@ from services.api.scratch import upload_folder
 
 router = APIRouter(tags=["blobs"])
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_STORED: Answers = {200: {"description": "Stored; the ETag is the SHA-256."}}
 _ANSWERS: Answers = {
     200: {"description": "The whole object."} | _BYTES,
     206: {"description": "The byte range that was asked for."} | _BYTES,
@@ -69,8 +70,7 @@ def get_blob(request: Request, token: str, objects: Annotated[LocalStore, Depend
     summary="Upload through a signed link",
     response_class=Response,
     openapi_extra={"requestBody": {"required": True, **_BYTES}},
-    responses={200: {"description": "Stored; the ETag is the SHA-256."}}
-    | documented(400, 403, 404, 409, 410, 413, 503),
+    responses=_STORED | documented(400, 403, 404, 409, 410, 413, 503),
 )
 async def put_blob(
     request: Request, token: str, backend: TheBackend, objects: Annotated[LocalStore, Depends(local_store)]
