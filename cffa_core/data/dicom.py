@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     ExplicitVRLittleEndian,
     OphthalmicPhotography8BitImageStorage,
     generate_uid,
@@ -56,9 +57,9 @@ class PairIdentity:
         index = int(provenance["index"])
         return cls(index, hashlib.sha256(f"{index}:{images}".encode()).hexdigest(), provenance)
 
-    def uid(self, what: str) -> str:
+    def uid(self, what: str) -> UID:
         """A UID below pydicom's root, made of the digest and the name of what it identifies."""
-        return str(generate_uid(entropy_srcs=["cffa", self.digest, what]))
+        return generate_uid(entropy_srcs=["cffa", self.digest, what])
 
 
 def dicom_file(pixels: Bytes, modality: str, pair: PairIdentity) -> bytes:
@@ -83,7 +84,7 @@ def dicom_file(pixels: Bytes, modality: str, pair: PairIdentity) -> bytes:
     return buffer.getvalue()
 
 
-def _file_meta(instance: str) -> FileMetaDataset:
+def _file_meta(instance: UID) -> FileMetaDataset:
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = OphthalmicPhotography8BitImageStorage

@@ -31,7 +31,8 @@ Resolution = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MAX_TRIES = 100
-PairTry = tuple[Annotated[int, Field(ge=0, lt=1_000_000)], Annotated[int, Field(ge=0, lt=MAX_TRIES)]]
+PairIndex = Annotated[int, Field(ge=0, lt=1_000_000)]
+PairTry = tuple[PairIndex, Annotated[int, Field(ge=0, lt=MAX_TRIES)]]
 
 
 class Method(StrEnum):
@@ -426,9 +427,11 @@ class SelectionSpec(Spec):
     """Which pairs of a generation job: every condition that is given must hold."""
 
     accepted_only: bool = Field(default=False, description="Only of a job with a gate, whose pairs passed it.")
-    first: int | None = Field(default=None, ge=0, description="Smallest pair index.")
-    last: int | None = Field(default=None, ge=0, description="Largest pair index, inclusive.")
-    indices: tuple[int, ...] | None = Field(default=None, min_length=1, max_length=100_000, description="These pairs.")
+    first: PairIndex | None = Field(default=None, description="Smallest pair index.")
+    last: PairIndex | None = Field(default=None, description="Largest pair index, inclusive.")
+    indices: tuple[PairIndex, ...] | None = Field(
+        default=None, min_length=1, max_length=100_000, description="These pairs."
+    )
     min_alignment: float | None = Field(default=None, description="Least alignment score, the one that a gate uses.")
     max_similarity_to_training: float | None = Field(
         default=None, ge=0, le=1, description="Largest similarity to the nearest training pair, 0..1."
@@ -436,8 +439,8 @@ class SelectionSpec(Spec):
 
     @model_validator(mode="after")
     def _can_be_met(self) -> Self:
-        if self.indices is not None and (min(self.indices) < 0 or len(set(self.indices)) != len(self.indices)):
-            raise ValueError("indices must be pair numbers from 0, each named once")
+        if self.indices is not None and len(set(self.indices)) != len(self.indices):
+            raise ValueError("indices must name each pair once")
         if self.first is not None and self.last is not None and self.first > self.last:
             raise ValueError("first must not be larger than last")
         return self
