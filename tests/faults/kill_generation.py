@@ -9,7 +9,6 @@ import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.records import Job
@@ -17,6 +16,7 @@ from cffa_core.jobs.spec import GenerationSpec, SamplerSpec, Scheduler
 from cffa_core.jobs.state import UnitKind
 from cffa_core.recipes.archive import merge_archives, verify_archive, write_part_archive
 from cffa_core.recipes.generate import generate_part, load_sampler
+from cffa_core.recipes.provenance import provenance
 from cffa_core.storage.manifest import publish_folder
 from tests.faults.campaign import Facts, Fault
 from tests.faults.killing import assert_nothing_unrecorded, kill_at_random, one_thread, train_directly, world_for
@@ -79,8 +79,7 @@ def _reference(place: Place, finished: Job, model: Path) -> Reference:
     key = f"kill_generation {finished.spec.seed} {finished.numerics_key}"
     if key not in place.kept:
         settings = finished.spec.settings()
-        header: dict[str, Any] = {"spec": settings.model_dump(mode="json"), "model_digest": DIGEST}
-        header["numerics_key"] = finished.numerics_key
+        header = provenance(settings, model_digest=DIGEST, dataset_digest=None, numerics_key=finished.numerics_key)
         out = place.new_folder()
         zips = []
         with one_thread():
