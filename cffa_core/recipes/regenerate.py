@@ -11,18 +11,11 @@ from typing import Any
 
 from cffa_core.jobs.spec import GenerateSettings, GenerationSpec, OriginalPair
 from cffa_core.recipes.archive import MODALITIES, verify_archive
-from cffa_core.rng import pair_seed
 
 
 def one_pair(settings: GenerateSettings, pair: Mapping[str, Any]) -> GenerateSettings:
-    """The settings that draw ``pair`` (its entry in a manifest) alone; its gate is not asked again.
-
-    The seed that the entry names must follow from them, or it is no pair of these settings: ``ValueError``.
-    """
-    index, attempt = int(pair["index"]), int(pair.get("try", 0))
-    if pair_seed(settings.seed, index, attempt) != pair["seed"]:
-        raise ValueError(f"pair {index} has not the seed that follows from these settings")
-    only = ((index, attempt),)
+    """The settings that draw ``pair`` (its entry in a manifest) alone; its gate is not asked again."""
+    only = ((int(pair["index"]), int(pair.get("try", 0))),)
     return GenerateSettings.model_validate(settings.model_dump() | {"gate": None, "only": only})
 
 

@@ -83,11 +83,7 @@ def regenerate_pair(
     under `regenerated` whether the two files are the same to the last bit."""
     job, _, raw = _find(backend, owner, job_id, index)
     assert isinstance(job.spec, GenerationSpec)
-    try:
-        spec = regeneration(job.spec, job.id, raw)
-    except ValueError as error:
-        raise CorruptArtifact(f"the index of pair {index} of job {job_id} cannot be right: {error}") from error
-    return create_job(backend, owner, spec, JobTerms(), idempotency_key)
+    return create_job(backend, owner, regeneration(job.spec, job.id, raw), JobTerms(), idempotency_key)
 
 
 def get_image(

@@ -169,8 +169,6 @@ def test_one_pair_can_be_made_once_more(
     (again,) = generate_part(sampler, settings, 0, tmp_path / "again", FolderContext(tmp_path))["pairs"]
     assert again == pair and bool(pair["try"]) == gated
     assert settings.parts == 1 and list(settings.part_range(0)) == [pair["index"]]
-    with pytest.raises(ValueError, match="seed"):
-        one_pair(settings_of(seed=4), pair)
 
 
 def test_retries_of_several_slots_share_a_batch() -> None:
