@@ -29,6 +29,12 @@ def require_schema(connection: sa.Connection) -> None:
         raise RecordOutdated(f"the record's schema is {found}, this version needs {head}; run `{SET_UP}` first")
 
 
+def knows(revision: str | None) -> bool:
+    """Whether this code can work with a schema, or bring it to its own."""
+    head, older = _known()
+    return revision == head or revision in older
+
+
 @cache
 def _known() -> tuple[str | None, frozenset[str]]:
     """The newest revision and all before it."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings
+from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings, StorageUnavailable, VersionTooOld
+from cffa_core.jobs import version
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.schema import units, workers
@@ -33,11 +34,14 @@ def restore(folder: Path, url: str, objects: ObjectStore, *, on_object: OnObject
     """Put a backup into an empty record at ``url`` and an object store without other jobs; the objects come first.
 
     Interrupted before the record is there, it may simply be run again. Raises :class:`CorruptArtifact` if the backup is
-    not whole, :class:`Conflict` if there is a record already or the store holds other data.
+    not whole, :class:`VersionTooOld` if it is of a newer version than this one, :class:`Conflict` if there is a record
+    already or the store holds other data.
     """
     backup = read_backup(folder)
     database = Database(url)
     try:
+        if not version.knows(backup.schema):
+            raise VersionTooOld(f"the backup's schema {backup.schema} is newer than this version; use the one it is of")
         if database.url.get_backend_name() != backup.database:
             raise InvalidSettings(f"the backup is of {backup.database}, CFFA_DATABASE_URL names another database")
         require_empty(database)
@@ -72,7 +76,9 @@ def _load(source: Path, database: Database) -> None:
         copy.write(_forget_workers)
         # Back to one file: what it is renamed to must not look for a log of another name.
         with copy.engine.connect().execution_options(cffa_autocommit=True) as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=DELETE")
+            mode = connection.exec_driver_sql("PRAGMA journal_mode=DELETE").scalar_one()
+        if mode != "delete":
+            raise StorageUnavailable(f"{prepared} is in use by another process; remove it and run this again")
     finally:
         copy.close()
     flush(prepared)

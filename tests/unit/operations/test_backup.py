@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings, LeaseLost
+from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings, LeaseLost, VersionTooOld
 from cffa_core.jobs.records import Claim, NewModel, Progress, StoredFiles
 from cffa_core.jobs.spec import TrainingSpec
 from cffa_core.jobs.state import JobState
@@ -115,6 +115,8 @@ def test_dump_and_objects_give_the_same_answers_and_go_on(clinic: Clinic, record
     clinic.back_up(folder / "backup")
     url, objects = records.bare(), local(folder / "restored")
     restore(folder / "backup", url, objects)
+    if isinstance(records, SqliteRecords):
+        assert [path.name for path in Path(str(sa.make_url(url).database)).parent.iterdir()] == ["record.sqlite"]
     store = JobStore(url)
     store.require_schema()
     assert answers(store, objects) == before
@@ -185,6 +187,10 @@ def test_what_is_no_whole_backup_is_refused(clinic: Clinic, records: Records, fo
         with pytest.raises(CorruptArtifact, match=name):
             restore(source, f"{url}.other", local(folder / "other"))
         (source / name).write_bytes(data)
+    manifest = json.loads((source / "manifest.json").read_text())
+    (source / "manifest.json").write_text(json.dumps({**manifest, "schema": "9999"}))
+    with pytest.raises(VersionTooOld, match="9999"):
+        restore(source, f"{url}.other", local(folder / "other"))
     (source / "manifest.json").unlink()
     with pytest.raises(CorruptArtifact, match="no whole backup"):
         restore(source, f"{url}.other", local(folder / "other"))
