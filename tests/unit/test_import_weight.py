@@ -31,6 +31,7 @@ def modules_of(package: str) -> list[str]:
 GROUPS = {
     "record": [*modules_of("cffa_core.jobs"), "cffa_core.errors", "cffa_core.settings"],
     "storage": modules_of("cffa_core.storage"),
+    "people": modules_of("cffa_core.people"),
     "ingest": ["cffa_core.data.ingest"],
     "api": modules_of("services.api"),
     "client": modules_of("services.client"),
