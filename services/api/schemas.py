@@ -7,7 +7,7 @@ Each model builds itself from a value of the record (``cffa_core.jobs.records``)
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 

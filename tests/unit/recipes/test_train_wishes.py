@@ -1,4 +1,4 @@
-"""A checkpoint or a sample that somebody asks for changes no bit of what is trained, nor of the run's other products."""
+"""A checkpoint or a sample that somebody asks for changes no bit of what is trained, nor of other products of the run."""
 
 from __future__ import annotations
 
