@@ -113,7 +113,8 @@ def test_forged_links_lead_nowhere(client: TestClient, backend: Backend, url: st
 
 
 def test_links_are_read_only(client: TestClient, url: str) -> None:
-    problem(client.put(url, content=b"x"), 405, "method_not_allowed")
+    problem(client.put(url, content=b"x"), 404, "not_found")
+    problem(client.post(url, content=b"x"), 405, "method_not_allowed")
 
 
 def test_an_empty_object(client: TestClient, backend: Backend) -> None:
