@@ -42,7 +42,8 @@ cut_from_lock() {
 
 command_line=(httpx rich typer)
 web=(fastapi limits python-multipart uvicorn)
-models=(accelerate diffusers peft prdc safetensors scikit-image scipy torch torchmetrics transformers)
+models=(accelerate diffusers peft prdc safetensors torch torchmetrics transformers)
+pictures=(pydicom scikit-image scipy simpleitk) # the API registers and surveys what is uploaded
 monitor=$(grep -o 'flower[^"]*' pyproject.toml)
 
 if [[ ${1:-} != --cut-only ]]; then # --cut-only: leave lock.txt as it is
@@ -50,6 +51,6 @@ if [[ ${1:-} != --cut-only ]]; then # --cut-only: leave lock.txt as it is
     --output-file requirements/lock.txt "$@"
   uv pip compile requirements/deploy.in "${form[@]}" --quiet --output-file requirements/deploy.txt "$@"
 fi
-roots "${command_line[@]}" "${models[@]}" | cut_from_lock api.txt
-{ roots "${command_line[@]}" "${models[@]}" && echo "$monitor"; } | cut_from_lock flower.txt
-roots "${command_line[@]}" "${web[@]}" | cut_from_lock worker.txt
+roots "${command_line[@]}" "${models[@]}" pydicom | cut_from_lock api.txt
+{ roots "${command_line[@]}" "${models[@]}" "${pictures[@]}" && echo "$monitor"; } | cut_from_lock flower.txt
+roots "${command_line[@]}" "${web[@]}" simpleitk | cut_from_lock worker.txt
