@@ -1,4 +1,4 @@
-"""A checkpoint or a sample that somebody asks for changes no bit of what is trained, nor of other products of the run."""
+"""A checkpoint or a sample that somebody asks for changes no bit of what is trained, nor of other products."""
 
 from __future__ import annotations
 
