@@ -29,6 +29,7 @@ ANNA, BERT, ROOT, BERT_ADMIN = "anna-researcher", "bert-researcher", "root", "be
 Operation = tuple[str, str]
 
 
+@cache
 def document() -> dict[str, Any]:
     app = create_app(Settings(home=Path("unused"), require_keys=True, bootstrap_key=BOOTSTRAP))
     found: dict[str, Any] = app.openapi()
