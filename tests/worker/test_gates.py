@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from cffa_core import __version__
 from cffa_core.evaluation.pair_scores import TrainingPairs
@@ -139,6 +141,10 @@ def test_the_archive_says_where_its_pairs_come_from(made: Made, gated: Job) -> N
     versions = {"cffa": __version__, "torch": torch_version, "diffusers": diffusers.removeprefix("diffusers-")}
     assert manifest["versions"] == versions
     assert GenerateSettings.model_validate(manifest["spec"]).gate == GateSpec(min_alignment=made.least, max_tries=TRIES)
+    path = made.world.settings.home / f"{gated.id}.zip"
+    with zipfile.ZipFile(path) as archive, Image.open(archive.open(manifest["pairs"][0]["fa"]["name"])) as fa:
+        # What the recipe reads off the model's folder is what the record calls the model.
+        assert (fa.text["Synthetic Data"], fa.text["Model digest"]) == ("YES", model.digest)
     for pair in manifest["pairs"]:
         assert pair["novelty"]["nearest"] in {"p0", "p1", "p2", "p3"} and 0 <= pair["novelty"]["similarity"] <= 1
 

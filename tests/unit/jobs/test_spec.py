@@ -161,3 +161,38 @@ def test_generation_settings_are_those_of_the_job_without_its_ids() -> None:
         == GenerateSettings(count=5, part_size=2).model_dump()
     )
     assert [list(spec.part_range(part)) for part in range(spec.parts)] == [[0, 1], [2, 3], [4]]
+
+
+def test_stored_generation_jobs_of_before_gates_are_still_read() -> None:
+    new = GenerationSpec(model_id=MODEL, count=5)
+    later = ("gate", "only", "regenerates")
+    assert parse_spec({k: value for k, value in new.model_dump(mode="json").items() if k not in later}) == new
+
+
+def test_chosen_pairs_keep_their_indices_in_a_grid_of_their_own() -> None:
+    spec = GenerationSpec(model_id=MODEL, count=1_000_000, part_size=2, only=((3, 0), (17, 4), (999_999, 1)))
+    assert (list(spec.indices), spec.parts) == ([3, 17, 999_999], 2)
+    assert [spec.first_tries(part) for part in range(2)] == [[(3, 0), (17, 4)], [(999_999, 1)]]
+    assert [spec.part_of(index) for index in (3, 4, 999_999)] == [0, None, 1]
+    assert GenerationSpec(model_id=MODEL, count=5, part_size=2).part_of(4) == 2
+    assert GenerationSpec(model_id=MODEL, count=5, part_size=2).part_of(5) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gate": {}},
+        {"gate": {"min_alignment": 0.1, "max_tries": 0}},
+        {"gate": {"max_similarity_to_training": 1.1}},
+        {"only": []},
+        {"only": [[5, 0]]},
+        {"only": [[1, 0], [1, 1]]},
+        {"only": [[2, 0], [1, 0]]},
+        {"only": [[1, 100]]},
+        {"only": [[1, 0]], "gate": {"min_alignment": 0.1}},
+        {"regenerates": {"job_id": "job_0123456789abcdefghij", "cf": "a" * 64, "fa": "b" * 64}},
+    ],
+)
+def test_impossible_gates_and_choices_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSpec):
+        parse_spec({"kind": "generation", "model_id": MODEL, "count": 5, **fields})

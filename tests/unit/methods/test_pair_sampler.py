@@ -16,7 +16,7 @@ from cffa_core.diffusion.sampling import build_scheduler, draw_noise
 from cffa_core.errors import InvalidSpec
 from cffa_core.jobs.spec import LoraSpec, SamplerSpec, Scheduler, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
-from cffa_core.methods.pair_sampler import NewPair, PairSampler, chroma, to_uint8
+from cffa_core.methods.pair_sampler import NewPair, PairSampler, chroma, to_uint8, write_png
 from cffa_core.models.base import Base
 
 
@@ -176,3 +176,13 @@ def test_saved_files_are_the_pixels_and_repeatable(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a/cf/000017.png") as cf, Image.open(tmp_path / "a/fa/000017.png") as fa:
         assert (cf.mode, fa.mode) == ("RGB", "L")
         assert np.array_equal(np.asarray(cf), pixels)
+
+
+def test_generated_images_are_marked_and_others_are_not(tmp_path: Path) -> None:
+    grey = np.full((16, 16), 100, np.uint8)
+    NewPair(17, 99, None, grey, 1.5).save(tmp_path, "other")
+    write_png(tmp_path, "sheet.png", grey)
+    with Image.open(tmp_path / "fa/other.png") as fa, Image.open(tmp_path / "sheet.png") as sheet:
+        marks = {"Software": "CFFA", "Synthetic Data": "YES", "Modality": "FA", "Index": "17", "Seed": "99"}
+        assert fa.text == marks and sheet.text == {}
+        assert np.array_equal(np.asarray(fa), np.asarray(sheet))

@@ -82,7 +82,8 @@ def test_what_a_run_leaves(run: Path, base: Base) -> None:
     names = {path.name for path in run.iterdir()} - {CHECKPOINTS}
     logs = {f"{name}_log.{kind}" for name in ("training", "validation") for kind in ("txt", "jsonl")}
     previews = {"step_000003_random_pairs", "step_000006_random_pairs"}
-    assert names == logs | previews | {"best_checkpoint", "latest_checkpoints"}
+    assert names == logs | previews | {"best_checkpoint", "latest_checkpoints", "novelty.safetensors"}
+    assert not list((run / "best_checkpoint").glob("novelty*")), "the model travels, pictures of patients do not"
     assert sorted(p.name for p in (run / "latest_checkpoints").iterdir()) == [f"step_{s:06d}" for s in (2, 4, 6)]
     for folder in (run / "best_checkpoint", *(run / "latest_checkpoints").iterdir()):
         DualUnet.load(folder, base)
