@@ -17,6 +17,7 @@ from cffa_core.jobs.records import Terms
 from cffa_core.jobs.schema import checkpoints, clock, jobs, units
 from cffa_core.jobs.state import TERMINAL, JobState, UnitState
 
+LONGEST_SECONDS = 36_500 * 86_400.0
 DEADLINE_EXCEEDED = "deadline_exceeded"
 AT_ONCE = 100
 _TERMINAL = sorted(state.value for state in TERMINAL)
@@ -27,7 +28,7 @@ _STOPPED_ANYWAY = sorted([*_TERMINAL, JobState.CANCELING.value])
 def columns_of(terms: Terms, now: float, service_retention: float) -> dict[str, float | None]:
     """Columns of a new job; ``now`` is the database's time, ``service_retention`` (seconds, 0: for ever) the default.
 
-    Raises :class:`InvalidSpec` if the deadline has passed, or is given twice.
+    Raises :class:`InvalidSpec` if the deadline has passed, is a hundred years away, or is given twice.
     """
     deadline = None if terms.deadline_seconds is None else now + terms.deadline_seconds
     if terms.deadline_at is not None:
@@ -36,6 +37,8 @@ def columns_of(terms: Terms, now: float, service_retention: float) -> dict[str, 
         deadline = terms.deadline_at.timestamp()
     if deadline is not None and deadline <= now:
         raise _invalid("/deadline_at", "in_the_past", "the deadline has passed already")
+    if deadline is not None and deadline > now + LONGEST_SECONDS:
+        raise _invalid("/deadline_at", "too_far", "a deadline lies within a hundred years; leave it out for none")
     keep = service_retention if terms.retention_seconds is None else terms.retention_seconds
     return {"deadline_at": deadline, "retention_seconds": keep or None}
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -125,6 +125,7 @@ def test_a_deadline_is_a_time_to_come_and_given_once(store: JobStore) -> None:
     for terms, code in (
         (Terms(deadline_at=now - timedelta(hours=1)), "in_the_past"),
         (Terms(deadline_at=now + timedelta(hours=1), deadline_seconds=5.0), "given_twice"),
+        (Terms(deadline_at=datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=20)))), "too_far"),
     ):
         with pytest.raises(InvalidSpec) as refused:
             store.create_job(OWNER, spec, asked=terms)
