@@ -35,8 +35,8 @@ class Backend:
     """Opened once per process. ``delivery`` wakes workers; it does nothing where they poll.
 
     ``checks`` bounds how many uploads are checked at a time: that is heavy, and the other routes need their threads.
-    ``stopping`` is set when the server begins to shut down, so that long answers end. ``watches`` are the jobs that
-    requests wait for.
+    ``stopping`` is set when the server begins to shut down, so that long answers end; ``unsurveyed`` when a data set
+    was made that is to be looked into. ``watches`` are the jobs that requests wait for.
     """
 
     settings: Settings
@@ -48,6 +48,7 @@ class Backend:
     hooks: Webhooks
     checks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CHECKS_AT_ONCE))
     stopping: threading.Event = field(default_factory=threading.Event)
+    unsurveyed: threading.Event = field(default_factory=threading.Event)
     watches: Watches = field(default_factory=Watches)
 
 

@@ -77,7 +77,7 @@ def _make(
     made_index = versions.version_index(index, kept, split, sha256)
     wanted = {name for entry in made_index["pairs"] for name in dataset_folder.files_of(entry)}
     (folder / dataset_folder.INDEX).write_text(json.dumps(made_index, indent=1) + "\n", encoding="utf-8")
-    name = asked.name or parent.name
+    name = parent.name if asked.name is None else taking_in.checked_name(asked.name, None)[0]
     dataset_id = backend.store.new_id("ds") if key is None else taking_in.id_of("ds", owner, f"version {key}")
     try:
         return taking_in.publish(

@@ -55,6 +55,7 @@ def create_upload(
     try:
         upload = backend.store.get_upload(owner, upload_id)
     except NotFound:
+        backend.store.require_bytes(owner, sum(file.size for file in asked.files))
         files = [
             _announced(backend, upload_id, number, file.path, file.size) for number, file in enumerate(asked.files)
         ]

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -25,20 +26,29 @@ from services.api.access import Backend
 from services.api.scratch import upload_folder
 
 PAUSE_SECONDS = 2.0
+LOOK_SECONDS = 600.0
+"""How often the record is asked what waits although nobody said so: reports are large, and a killed process is rare."""
 LONGEST_SECONDS = 3600.0
 _log = logging.getLogger("cffa.api")
 
 
 async def survey_forever(backend: Backend) -> None:
     """Look into every data set that waits for it, oldest first, until cancelled."""
+    due = 0.0
     while True:
         await asyncio.sleep(PAUSE_SECONDS)
+        if not backend.unsurveyed.is_set() and time.monotonic() < due:
+            continue
+        backend.unsurveyed.clear()
+        due = time.monotonic() + LOOK_SECONDS
         try:
             for dataset in await run_in_threadpool(backend.store.unsurveyed_datasets):
                 turn = f"survey {dataset.id}"
                 if await run_in_threadpool(backend.store.take_turn, turn, LONGEST_SECONDS):
+                    backend.unsurveyed.set()  # there may be more of them than one answer holds
                     await survey(backend, dataset)
         except CffaError as error:
+            backend.unsurveyed.set()
             _log.error("data sets could not be looked into, they will be: %s", error.message)
 
 

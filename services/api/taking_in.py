@@ -53,6 +53,8 @@ def checked_name(name: str, eye_pattern: str | None) -> tuple[str, str | None]:
         problems.append(Problem("/name", "bad_name", f"give a name of 1 to {MAX_NAME} printable characters"))
     if eye_pattern is not None and len(eye_pattern) > MAX_PATTERN:
         problems.append(Problem("/eye_pattern", "too_long", f"a pattern has at most {MAX_PATTERN} characters"))
+    elif eye_pattern is not None and not eye_pattern.isprintable():
+        problems.append(Problem("/eye_pattern", "bad_pattern", "a pattern has printable characters only"))
     if problems:
         raise InvalidSpec("the upload form is not valid; see errors", problems=tuple(problems))
     return name, eye_pattern
@@ -128,7 +130,7 @@ def publish(
         stored = _store(backend, prefix, files)
         shown = _store(backend, prefix, pictures)
         listed = {name: {"key": info.key, "size": info.size, "sha256": info.sha256} for name, info in shown.items()}
-        return backend.store.add_dataset(
+        made = backend.store.add_dataset(
             owner,
             dataset_id=dataset_id,
             report=report | ({"pictures": listed} if listed else {}),
@@ -138,6 +140,8 @@ def publish(
     except BaseException:
         remove(backend, [dataset_key(prefix, name) for name in (*files, *pictures)])
         raise
+    backend.unsurveyed.set()
+    return made
 
 
 def digests(folder: Path) -> dict[str, str]:
