@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -223,6 +224,12 @@ def test_large_text_is_not_parsed(tmp_path: Path) -> None:
     assert {("eyes.csv", "too_large"), ("pairs.csv", "too_large")} <= found
 
 
+def test_lists_of_too_many_rows_are_one_problem(tmp_path: Path) -> None:
+    files = {**pair_files(2), "pairs.csv": b"cf_path,fa_path\n" + b"a,b\n" * 20_002}
+    found = codes(check(write_folder(tmp_path / "set", files)))
+    assert found == {("pairs.csv", "bad_csv"), ("", "too_few_pairs")}
+
+
 def test_pixels_are_capped_over_all_images(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", pair_files(3))
     found = codes(check(folder, Limits(max_total_pixels=3 * 96 * 96)))
@@ -241,10 +248,28 @@ class TestDecoder:
             assert isinstance(huge, Refused)
             assert huge.code == "too_large"
 
+    def test_a_large_image_of_nothing_is_refused_before_decoding(self) -> None:
+        with Decoder(Limits()) as decoder:
+            answer = decoder.decode(png_header(5000, 5000))
+            assert isinstance(answer, Refused)
+            assert answer.code == "ratio"
+            small = decoder.decode(png_header(4000, 4000))  # below the grace: decoded, and found to be cut short
+            assert isinstance(small, Refused)
+            assert small.code == "truncated"
+
+    def test_a_pattern_that_does_not_end_is_ended(self) -> None:
+        with Decoder(Limits()) as decoder:
+            began = time.monotonic()
+            answer = decoder.eyes("(a|a)*b", ["a" * 40])
+            assert isinstance(answer, Refused)
+            assert answer.code == "bad_eye_pattern"
+            assert time.monotonic() - began < 20
+            assert decoder.eyes("(a+)", ["aab"]) == ["aa"]
+
     def test_a_child_out_of_memory_refuses_one_file_and_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cffa_core.data.decoding.BASE_MEMORY", 0)
         monkeypatch.setattr("cffa_core.data.decoding.BYTES_PER_PIXEL", 0)
-        limits = Limits(max_member_bytes=150 << 20, max_pixels=10**9)
+        limits = Limits(max_member_bytes=150 << 20, max_pixels=10**9, max_ratio=1e9)
         with Decoder(limits) as decoder:
             bomb = decoder.decode(png_header(12_000, 12_000))
             assert isinstance(bomb, Refused)
