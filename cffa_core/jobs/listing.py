@@ -42,6 +42,8 @@ DATASET_FIELDS = (
     "train_dataset_id",
 )
 """Fields of specs that name a data set."""
+ROUNDED_BY = 1e-6
+"""Seconds: a time as it is told may lie so far after the one that is stored, and still means the same."""
 _WAITS = (JobState.QUEUED.value, JobState.RUNNING.value)
 
 
@@ -88,9 +90,9 @@ def _kept_by(within: JobFilter) -> list[sa.ColumnElement[bool]]:
     """Conditions on a job's row."""
     found: list[sa.ColumnElement[bool]] = []
     if within.created_after is not None:
-        found.append(jobs.c.created_at >= within.created_after.timestamp())
+        found.append(jobs.c.created_at >= within.created_after.timestamp() - ROUNDED_BY)
     if within.created_before is not None:
-        found.append(jobs.c.created_at < within.created_before.timestamp())
+        found.append(jobs.c.created_at < within.created_before.timestamp() - ROUNDED_BY)
     if within.model_id is not None:
         found.append(jobs.c.spec["model_id"].as_string() == within.model_id)
     if within.dataset_id is not None:

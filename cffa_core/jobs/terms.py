@@ -25,6 +25,27 @@ _KEPT = sorted(state.value for state in TERMINAL - {JobState.EXPIRED})
 _STOPPED_ANYWAY = sorted([*_TERMINAL, JobState.CANCELING.value])
 
 
+def _held() -> sa.ColumnElement[bool]:
+    """Whether something still needs a job's products: a worker that stops, or an unfinished job that names this one."""
+    stopping = sa.exists().where(units.c.job_id == jobs.c.id, units.c.state == UnitState.RUNNING.value).correlate(jobs)
+    other = jobs.alias()
+    needed = (
+        sa.exists()
+        .where(
+            other.c.owner == jobs.c.owner,
+            other.c.state.not_in(_TERMINAL),
+            other.c.spec["generation_job_id"].as_string() == jobs.c.id,
+        )
+        .correlate(jobs)
+    )
+    return sa.or_(stopping, needed)
+
+
+OVERDUE = sa.select(jobs.c.id).where(jobs.c.deadline_at < clock(), jobs.c.state.not_in(_STOPPED_ANYWAY))
+# Only a job that is over and not expired has a time to expire, so this is one step into an index.
+EXPIRABLE = sa.select(jobs.c.id).where(jobs.c.expires_at < clock(), ~_held()).order_by(jobs.c.expires_at).limit(AT_ONCE)
+
+
 def columns_of(terms: Terms, now: float, service_retention: float) -> dict[str, float | None]:
     """Columns of a new job; ``now`` is the database's time, ``service_retention`` (seconds, 0: for ever) the default.
 
@@ -52,8 +73,7 @@ def posted(terms: Terms) -> dict[str, Any]:
 
 def overdue(connection: sa.Connection) -> list[str]:
     """Jobs that are not over although their deadline has passed."""
-    query = sa.select(jobs.c.id).where(jobs.c.deadline_at < clock(), jobs.c.state.not_in(_STOPPED_ANYWAY))
-    return list(connection.scalars(query))
+    return list(connection.scalars(OVERDUE))
 
 
 def miss_deadline(connection: sa.Connection, job_id: str) -> bool:
@@ -78,8 +98,7 @@ def miss_deadline(connection: sa.Connection, job_id: str) -> bool:
 
 def expirable(connection: sa.Connection) -> list[str]:
     """See :meth:`JobStore.expirable`."""
-    query = sa.select(jobs.c.id).where(jobs.c.expires_at < clock(), jobs.c.state.in_(_KEPT), ~_held())
-    return list(connection.scalars(query.order_by(jobs.c.expires_at).limit(AT_ONCE)))
+    return list(connection.scalars(EXPIRABLE))
 
 
 def expire_job(connection: sa.Connection, job_id: str) -> tuple[str, ...] | None:
@@ -101,22 +120,6 @@ def expire_job(connection: sa.Connection, job_id: str) -> tuple[str, ...] | None
     job.settle()
     job.save()
     return removed
-
-
-def _held() -> sa.ColumnElement[bool]:
-    """Whether something still needs a job's products: a worker that stops, or an unfinished job that names this one."""
-    stopping = sa.exists().where(units.c.job_id == jobs.c.id, units.c.state == UnitState.RUNNING.value).correlate(jobs)
-    other = jobs.alias()
-    needed = (
-        sa.exists()
-        .where(
-            other.c.owner == jobs.c.owner,
-            other.c.state.not_in(_TERMINAL),
-            other.c.spec["generation_job_id"].as_string() == jobs.c.id,
-        )
-        .correlate(jobs)
-    )
-    return sa.or_(stopping, needed)
 
 
 def _invalid(pointer: str, code: str, message: str) -> InvalidSpec:
