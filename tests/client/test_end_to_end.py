@@ -108,6 +108,32 @@ def test_pairs_and_archives_agree(client: CffaClient, generation: dict[str, Any]
     assert archives.whole is not None
 
 
+def test_one_pair_is_made_once_more(service: Servers, client: CffaClient, generation: dict[str, Any]) -> None:
+    assert [(pair.attempt, pair.novelty is not None) for pair in client.pairs(generation["id"])] == [(0, True)] * 5
+    shown = run(service, "pair", "regenerate", generation["id"], "3", "--watch")
+    assert shown.exit_code == 0, shown.stderr
+    assert f"pair 3 of {generation['id']} is the same to the last bit" in " ".join(
+        (shown.stdout + shown.stderr).split()
+    )
+    absent = run(service, "pair", "regenerate", generation["id"], "5")
+    assert absent.exit_code == 1 and "has no pair 5" in " ".join(absent.stderr.split())
+
+
+def test_pairs_that_a_gate_refused_can_be_looked_at(service: Servers, training: dict[str, Any], tmp_path: Path) -> None:
+    """No pair is wholly unlike all training pairs."""
+    options = ("--count", "2", "--batch-size", "2", "--resolution", "64", "--steps", "2", "--watch", "--json")
+    gate = ("--max-similarity", "0", "--max-tries", "2")
+    job = printed(run(service, "submit", "generate", "--model", training["id"], *options, *gate))
+    assert (job["state"], job["counts"]["rejected"], job["counts"]["failed"]) == ("succeeded", 4, 2)
+    found = printed(run(service, "pair", "rejects", job["id"], "--out", tmp_path, "--json"))
+    assert [(entry["index"], entry["try"]) for entry in found["rejects"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert {reason for entry in found["rejects"] for reason in entry["reasons"]} == {"too_similar_to_training"}
+    assert [slot["tries"] for slot in found["exhausted"]] == [2, 2]
+    (downloaded,) = tmp_path.iterdir()
+    assert len(verify_archive(downloaded)["pairs"]) == 4
+    assert "slots that stayed empty: 0, 1" in run(service, "pair", "rejects", job["id"]).stderr
+
+
 def test_generated_pairs_are_measured_and_the_report_comes_home(
     service: Servers, client: CffaClient, training: dict[str, Any], generation: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -215,7 +215,7 @@ def test_cancel_stops_an_evaluation_at_its_next_sign_of_life(world: World) -> No
 
 def test_data_sets_share_the_cache_with_training(world: World, evaluated: Job) -> None:
     cache = world.settings.scratch_dir / "cache"
-    assert sorted(path.name for path in cache.iterdir()) == ["dataset", "model"]
+    assert sorted(path.name for path in cache.iterdir()) == ["dataset", "model", "novelty"]
     assert {read_index(folder)[0] for folder in (cache / "dataset").iterdir()} >= {
         world.store.get_dataset(OWNER, evaluated.spec.reference_dataset_id).digest
     }
