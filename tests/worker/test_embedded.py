@@ -124,7 +124,8 @@ def test_only_the_recorded_checkpoints_stay_in_the_object_store(made: tuple[Worl
 def test_the_worker_leaves_nothing_but_the_cache_behind(made: tuple[World, Job, Job]) -> None:
     world, _, _ = made
     assert list((world.settings.scratch_dir / "workers").iterdir()) == []
-    assert sorted(path.name for path in (world.settings.scratch_dir / "cache").iterdir()) == ["dataset", "model", "novelty"]
+    cached = sorted(path.name for path in (world.settings.scratch_dir / "cache").iterdir())
+    assert cached == ["dataset", "model", "novelty"]
 
 
 @contextmanager
