@@ -1,7 +1,8 @@
-"""The process in which a stored data set is surveyed: ``python -m cffa_core.evaluation.survey_child FOLDER``.
+"""The process in which a stored data set is surveyed: ``python -m cffa_core.evaluation.survey_child REQUEST``.
 
-FOLDER holds a checked data set and ``survey-request.json``; the findings go to ``survey.json`` beside it, the sheet of
-flagged pairs to ``flagged.png``. A process of its own, so that the answers of a server do not wait for it.
+REQUEST is a JSON file: ``folder`` (a checked data set), ``notes`` and ``split`` as ``survey`` takes them, and where the
+``findings`` (JSON) and the ``sheet`` of flagged pairs (PNG) go. A process of its own, so that a server's answers do not
+wait for it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import resource
 import sys
 from pathlib import Path
 
-REQUEST, FINDINGS, SHEET = "survey-request.json", "survey.json", "flagged.png"
 MEMORY_BYTES = 6 * 2**30
 NICENESS = 10
 
 
-def main(folder: Path) -> None:
-    """Survey the data set in ``folder``; see the module."""
+def main(request: Path) -> None:
+    """Do what ``request`` asks for; see the module."""
     os.nice(NICENESS)
     with contextlib.suppress(ValueError, OSError):  # a system that knows no such limit goes without
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -30,12 +30,13 @@ def main(folder: Path) -> None:
     from cffa_core.evaluation.survey_sheet import flagged_names, flagged_sheet
 
     cv2.setNumThreads(1)
-    asked = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    folder = Path(asked["folder"])
     _, pairs = read_index(folder)
     found = survey(read_pairs(folder, pairs), notes=asked["notes"], split=asked["split"])
     flagged = set(flagged_names(found))
-    flagged_sheet(found, read_pairs(folder, [pair for pair in pairs if pair.name in flagged]), folder / SHEET)
-    (folder / FINDINGS).write_text(json.dumps(found), encoding="utf-8")
+    flagged_sheet(found, read_pairs(folder, [pair for pair in pairs if pair.name in flagged]), Path(asked["sheet"]))
+    Path(asked["findings"]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pathlib import Path
 from starlette.concurrency import run_in_threadpool
 
 from cffa_core.errors import CffaError, CorruptArtifact, NotFound
-from cffa_core.evaluation.survey_child import FINDINGS, REQUEST, SHEET
 from cffa_core.jobs.records import Dataset
 from cffa_core.storage.base import ObjectInfo, dataset_key
 from cffa_core.storage.manifest import fetch_files
@@ -26,6 +25,7 @@ from services.api.access import Backend
 from services.api.scratch import upload_folder
 
 PAUSE_SECONDS = 2.0
+REQUEST, FINDINGS, SHEET = "request.json", "findings.json", "flagged.png"
 LOOK_SECONDS = 600.0
 """How often the record is asked what waits although nobody said so: reports are large, and a killed process is rare."""
 LONGEST_SECONDS = 3600.0
@@ -57,11 +57,10 @@ async def survey(backend: Backend, dataset: Dataset) -> None:
     held = contextlib.ExitStack()
     scratch = await run_in_threadpool(held.enter_context, upload_folder(backend.settings.scratch_dir))
     try:
-        folder = scratch / "dataset"
-        await run_in_threadpool(_fetch, backend, dataset, folder)
-        problem = await _run_child(folder)
+        await run_in_threadpool(_fetch, backend, dataset, scratch)
+        problem = await _run_child(scratch / REQUEST)
         if problem is None:
-            await run_in_threadpool(_add, backend, dataset, folder)
+            await run_in_threadpool(_add, backend, dataset, scratch)
         else:
             failed = {"state": "failed", "message": problem}
             await run_in_threadpool(backend.store.add_survey, dataset.owner, dataset.id, failed)
@@ -75,14 +74,16 @@ async def survey(backend: Backend, dataset: Dataset) -> None:
         held.close()
 
 
-def _fetch(backend: Backend, dataset: Dataset, folder: Path) -> None:
+def _fetch(backend: Backend, dataset: Dataset, scratch: Path) -> None:
+    folder = scratch / "dataset"
     fetch_files(backend.objects, dataset.stored, folder)
     notes = {pair["name"]: pair.get("notes", []) for pair in dataset.report.get("pairs", [])}
-    asked = {"notes": notes, "split": dataset.split or {}}
-    (folder / REQUEST).write_text(json.dumps(asked), encoding="utf-8")
+    places = {"folder": str(folder), "findings": str(scratch / FINDINGS), "sheet": str(scratch / SHEET)}
+    asked = {**places, "notes": notes, "split": dataset.split or {}}
+    (scratch / REQUEST).write_text(json.dumps(asked), encoding="utf-8")
 
 
-async def _run_child(folder: Path) -> str | None:
+async def _run_child(request: Path) -> str | None:
     """Run the child; why it failed, or None. It dies with this task."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CFFA_")}
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -90,7 +91,7 @@ async def _run_child(folder: Path) -> str | None:
         sys.executable,
         "-m",
         "cffa_core.evaluation.survey_child",
-        str(folder),
+        str(request),
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -110,12 +111,12 @@ async def _run_child(folder: Path) -> str | None:
     return "the process that looks into data sets failed; the server's log says why"
 
 
-def _add(backend: Backend, dataset: Dataset, folder: Path) -> None:
-    found = json.loads((folder / FINDINGS).read_text(encoding="utf-8"))
+def _add(backend: Backend, dataset: Dataset, scratch: Path) -> None:
+    found = json.loads((scratch / FINDINGS).read_text(encoding="utf-8"))
     pictures: dict[str, ObjectInfo] = {}
-    if (folder / SHEET).is_file():
+    if (scratch / SHEET).is_file():
         key = dataset_key(backend.store.new_id("ds"), f"report/{SHEET}")
-        pictures[f"report/{SHEET}"] = backend.objects.put_file(key, folder / SHEET)
+        pictures[f"report/{SHEET}"] = backend.objects.put_file(key, scratch / SHEET)
     added = False
     try:
         added = backend.store.add_survey(dataset.owner, dataset.id, found, pictures)
