@@ -119,7 +119,9 @@ def test_one_pair_is_made_once_more(service: Servers, client: CffaClient, genera
     assert absent.exit_code == 1 and "has no pair 5" in " ".join(absent.stderr.split())
 
 
-def test_pairs_that_a_gate_refused_can_be_looked_at(service: Servers, training: dict[str, Any], tmp_path: Path) -> None:
+def test_pairs_that_a_gate_refused_can_be_looked_at(
+    service: Servers, client: CffaClient, training: dict[str, Any], tmp_path: Path
+) -> None:
     """No pair is wholly unlike all training pairs."""
     options = ("--count", "2", "--batch-size", "2", "--resolution", "64", "--steps", "2", "--watch", "--json")
     gate = ("--max-similarity", "0", "--max-tries", "2")
@@ -131,6 +133,9 @@ def test_pairs_that_a_gate_refused_can_be_looked_at(service: Servers, training: 
     assert [slot["tries"] for slot in found["exhausted"]] == [2, 2]
     (downloaded,) = tmp_path.iterdir()
     assert len(verify_archive(downloaded)["pairs"]) == 4
+    client.download_archive(job["id"], tmp_path / "whole.zip")
+    manifest = verify_archive(tmp_path / "whole.zip")
+    assert manifest["pairs"] == [] and [slot["index"] for slot in manifest["exhausted"]] == [0, 1]
     assert "slots that stayed empty: 0, 1" in run(service, "pair", "rejects", job["id"]).stderr
 
 

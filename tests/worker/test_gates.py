@@ -171,15 +171,6 @@ def test_thumbnails_of_patients_stay_out_of_the_model(made: Made) -> None:
     assert found is not None and found.key.startswith(f"jobs/{model.job_id}/train/")
 
 
-def test_a_gate_that_nothing_passes_ends_well(made: Made) -> None:
-    gate = GateSpec(min_alignment=1.0, max_tries=2)
-    with made.world.worker_thread():
-        job = made.world.wait_terminal(made.world.generation(made.model_id, gate=gate, count=3).id)
-    manifest = manifest_of(made.world, job)
-    assert manifest["pairs"] == [] and [slot["index"] for slot in manifest["exhausted"]] == [0, 1, 2]
-    assert job.counts == Counts(3, 6, accepted=0, rejected=6, failed=3)
-
-
 def test_a_pair_is_regenerated_to_the_last_bit_and_under_its_numerics_alone(made: Made, gated: Job) -> None:
     world, wanted = made.world, next(pair for pair in made.filled(made.least) if pair["try"])
     assert isinstance(gated.spec, GenerationSpec)
