@@ -7,6 +7,7 @@ not wait reads the record itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from cffa_core.jobs.store import JobStore
 WATCH_SECONDS = 0.25
 PAGE = 100
 KEPT = 2 * PAGE
+_log = logging.getLogger("cffa.api")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,11 @@ class Watch:
             turn, self._turn = self._turn, loop.create_future()
             try:
                 turn.set_result(await run_in_threadpool(self._look))
-            except CffaError as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits gets it; else they would wait for ever
                 turn.set_exception(error)
                 turn.exception()  # nobody may be waiting just now; then it is no news
+                if not isinstance(error, CffaError):
+                    _log.exception("job %s cannot be watched", self._job_id)
             await asyncio.sleep(WATCH_SECONDS)
 
     def _look(self) -> Look:
