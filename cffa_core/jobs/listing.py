@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from cffa_core.errors import NotFound, VersionTooOld
 from cffa_core.jobs.catalog import pointed_keys
+from cffa_core.jobs.dataset_rows import NAMES
 from cffa_core.jobs.pace import (
     Measured,
     Place,
@@ -34,14 +35,6 @@ from cffa_core.jobs.schema import metrics as metric_rows
 from cffa_core.jobs.spec import SPEC_VERSION, Kind, parse_spec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 
-DATASET_FIELDS = (
-    "dataset_id",
-    "structure_dataset_id",
-    "pairs_dataset_id",
-    "reference_dataset_id",
-    "train_dataset_id",
-)
-"""Fields of specs that name a data set."""
 ROUNDED_BY = 1e-6
 """Seconds: a time as it is told may lie so far after the one that is stored, and still means the same."""
 _WAITS = (JobState.QUEUED.value, JobState.RUNNING.value)
@@ -96,7 +89,7 @@ def _kept_by(within: JobFilter) -> list[sa.ColumnElement[bool]]:
     if within.model_id is not None:
         found.append(jobs.c.spec["model_id"].as_string() == within.model_id)
     if within.dataset_id is not None:
-        found.append(sa.or_(*(jobs.c.spec[name].as_string() == within.dataset_id for name in DATASET_FIELDS)))
+        found.append(sa.or_(*(jobs.c.spec[name].as_string() == within.dataset_id for name in NAMES)))
     return found
 
 
