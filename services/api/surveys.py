@@ -42,6 +42,7 @@ async def survey_forever(backend: Backend) -> None:
         backend.unsurveyed.clear()
         due = time.monotonic() + LOOK_SECONDS
         try:
+            await run_in_threadpool(backend.store.require_schema)  # a cluster may not be set up yet
             for dataset in await run_in_threadpool(backend.store.unsurveyed_datasets):
                 turn = f"survey {dataset.id}"
                 if await run_in_threadpool(backend.store.take_turn, turn, LONGEST_SECONDS):

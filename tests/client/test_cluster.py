@@ -105,8 +105,8 @@ def cluster(models_dir: Path) -> Iterator[Cluster]:
 
 def test_its_secrets_are_its_own_and_closed(cluster: Cluster) -> None:
     files = list((cluster.home / "secrets").iterdir())
-    assert len(files) == 4 and all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
-    assert len({path.read_text() for path in files}) == 4
+    assert len(files) == 5 and all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    assert len({path.read_text() for path in files}) == 5
     assert all(path.read_text() not in " ".join(cluster.processes()) for path in files)
 
 

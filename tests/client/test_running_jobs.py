@@ -84,6 +84,6 @@ def test_a_training_is_asked_for_pictures_while_it_runs_and_backed_up(
     assert printed(run(("restore", "--from", tmp_path / "backup", "--json"), **restored))["objects"] == made["objects"]
     checked = printed(run(("verify-store", "--deep", "--json"), **restored))
     assert (checked["objects"], checked["wrong"]) == (made["objects"], 0)
-    next((tmp_path / "home" / "objects" / "jobs").rglob("sheet.png")).unlink()
+    next((tmp_path / "home" / "objects" / "jobs").rglob("sample/sheet.png")).unlink()
     broken = run(("verify-store",), **restored)
     assert broken.exit_code == 1 and "sample/sheet.png" in broken.stderr

@@ -12,7 +12,9 @@ from PIL import Image
 
 import cffa_core as cffa
 from cffa_core.errors import Conflict, InvalidSpec, ModelUnavailable
+from cffa_core.evaluation.pair_scores import TrainingPairs
 from cffa_core.jobs.context import FolderContext
+from cffa_core.jobs.records import NOVELTY_FILE
 from cffa_core.jobs.spec import GenerateSettings, SamplerSpec
 from cffa_core.recipes.generate import generate_part, load_sampler
 from tests.micro_base import write_micro_base
@@ -81,7 +83,8 @@ def test_new_pairs_can_be_loaded_as_pairs(folder: Path, tmp_path: Path) -> None:
 def test_it_equals_the_service_s_recipe(folder: Path, tmp_path: Path) -> None:
     settings = GenerateSettings(count=3, resolution=64, seed=5, batch_size=2, sampler=SamplerSpec(steps=2))
     sampler = load_sampler(settings, folder / "run/best_checkpoint", folder / "base")
-    expected = generate_part(sampler, settings, 0, tmp_path / "part", FolderContext(tmp_path))
+    known = TrainingPairs.read(folder / "run" / NOVELTY_FILE)
+    expected = generate_part(sampler, settings, 0, tmp_path / "part", FolderContext(tmp_path), training=known)
     model = cffa.load_model(folder / "run", cffa.load_base(folder / "base"))
     found = [pair.save(tmp_path / "library") for pair in model.sample(3, seed=5, batch_size=2, steps=2)]
     assert found == expected["pairs"]

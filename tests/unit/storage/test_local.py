@@ -48,7 +48,7 @@ def test_the_signature_is_hmac_sha256_over_the_whole_grant(store: LocalStore) ->
     expected = hmac.new(SECRET, b"cffa-blob/1\0" + raw, hashlib.sha256).digest()
     assert base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4)) == expected
     signed = json.loads(raw)
-    assert (signed.pop("e") > time.time(), signed) == (True, {"k": "k", "m": "PUT", "f": "f", "h": None})
+    assert (signed.pop("e") > time.time(), signed) == (True, {"k": "k", "m": "PUT", "f": "f", "h": None, "n": None})
 
 
 def test_a_forged_or_foreign_token_is_not_found(store: LocalStore, tmp_path: Path) -> None:
