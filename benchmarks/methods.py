@@ -101,7 +101,7 @@ def main() -> None:
         "question": "which method aligns best?",
         "base": options.base,
         "resolution": options.resolution,
-        "training": {"steps": options.steps, "learning_rate": options.learning_rate, "precision": options.precision},
+        "training": {"learning_rate": options.learning_rate, "precision": options.precision},
         "sampler_steps": options.sampler_steps,
         "device": torch.cuda.get_device_name() if options.device != "cpu" else rng.cpu_model(),
         "threads": torch.get_num_threads(),
@@ -116,7 +116,8 @@ def main() -> None:
         work = options.work / name
         train, held_out = prepare(options, work)
         rows = [_row(options, name, arm, work, train, held_out) for arm in ARMS if not _left_out(options, arm)]
-        result["sets"][name] = {"train": _count(train), "held_out": _count(held_out), "arms": rows}
+        budget = {"train": _count(train), "held_out": _count(held_out), "steps": _steps(options, name)}
+        result["sets"][name] = {**budget, "pairs": _pairs(options, name), "arms": rows}
         _write(options.results, result)
         if name == "procedural":  # real eyes, and what was learned from them, stay where they are
             _picture(options.results.with_suffix(".png"), work, rows)
@@ -139,6 +140,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--pairs", type=int, default=64, help="pairs per arm, and held-out procedural pairs; KID needs 50"
     )
+    parser.add_argument("--real-steps", type=int, default=300, help="steps per model of the real part: few pairs")
     parser.add_argument("--real-pairs", type=int, default=32, help="pairs per arm of the real part: alignment only")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=1)
@@ -146,6 +148,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sampler-steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=2027)
     return parser.parse_args()
+
+
+def _steps(options: argparse.Namespace, name: str) -> int:
+    return int(options.real_steps if name == "real" else options.steps)
+
+
+def _pairs(options: argparse.Namespace, name: str) -> int:
+    return int(options.real_pairs if name == "real" else options.pairs)
 
 
 def _left_out(options: argparse.Namespace, arm: Arm) -> bool:
@@ -223,20 +233,20 @@ def _row(options: argparse.Namespace, name: str, arm: Arm, work: Path, train: Pa
 
 
 def _train(options: argparse.Namespace, name: str, model: str, data: Path, folder: Path) -> None:
-    chosen = MODELS[model]
+    chosen, steps = MODELS[model], _steps(options, name)
     if name == "real" and "controlnet" in chosen:
         chosen = {**chosen, "controlnet": {"vessels": "frangi"}}
     settings = TrainSettings.model_validate(
         {
             "base": options.base,
             "resolution": options.resolution,
-            "steps": options.steps,
+            "steps": steps,
             "batch_size": options.batch_size,
             "learning_rate": options.learning_rate,
             "precision": options.precision,
             "augment": "none" if name == "procedural" else "dihedral",
-            "validate_every": max(1, options.steps // 4),
-            "checkpoint_every": max(1, options.steps // 6),
+            "validate_every": max(1, steps // 4),
+            "checkpoint_every": max(1, steps // 6),
             "preview_pairs": 0,
             "seed": options.seed,
             **chosen,
@@ -253,14 +263,14 @@ def _train(options: argparse.Namespace, name: str, model: str, data: Path, folde
         settings, data, options.base, folder, FolderContext(folder / "context", on_progress), device=options.device
     )
     # The first epoch encodes; a median over the second half of the run sees steps alone.
-    steps = [after - before for before, after in pairwise(ticks)]
-    seconds = statistics.median(steps[len(steps) // 2 :]) if steps else None
+    gaps = [after - before for before, after in pairwise(ticks)]
+    seconds = statistics.median(gaps[len(gaps) // 2 :]) if gaps else None
     (folder / "pace.json").write_text(json.dumps({"seconds": seconds, "load": os.getloadavg()[0]}), encoding="utf-8")
 
 
 def _generate(options: argparse.Namespace, name: str, arm: Arm, model: Path, held_out: Path, folder: Path) -> None:
     conditional = arm.model == "controlnet"
-    count = options.real_pairs if name == "real" else options.pairs
+    count = _pairs(options, name)
     settings = GenerateSettings(
         count=count,
         resolution=options.resolution,

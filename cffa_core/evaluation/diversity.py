@@ -11,25 +11,30 @@ import io
 import numpy as np
 
 from cffa_core.evaluation.bootstrap import Score, Values, estimate_from_halves, half_samples
-from cffa_core.evaluation.features import FeatureSet, eyes_of, spaces
+from cffa_core.evaluation.features import FeatureSet, OnMeasure, eyes_of, spaces
 
 NEAREST = 5
 MIN_PAIRS = 20  # on both sides
 MEASURES = ("density", "coverage", "vendi", "vendi_reference")
 
 
-def diversity(generated: FeatureSet, reference: FeatureSet, *, seed: int = 0) -> dict[str, dict[str, Score]]:
+def diversity(
+    generated: FeatureSet, reference: FeatureSet, *, seed: int = 0, on_measure: OnMeasure | None = None
+) -> dict[str, dict[str, Score]]:
     """Scores ``density``, ``coverage``, ``vendi`` and ``vendi_reference`` for each of ``cf``, ``fa``, ``joint``.
 
     Raises ``InvalidSpec`` if the sets come from two extractors.
     """
     found: dict[str, dict[str, Score]] = {measure: {} for measure in MEASURES}
     eyes, real_eyes = generated.eyes, reference.eyes
-    for space, (a, b) in spaces(generated, reference).items():
+    counted = spaces(generated, reference)
+    for done, (space, (a, b)) in enumerate(counted.items(), start=1):
         measured = [*density_coverage(a, b, eyes, real_eyes, seed=seed, label=space)]
         measured += [*vendi_scores(a, b, eyes, real_eyes, seed=seed, label=space)]
         for measure, score in zip(MEASURES, measured, strict=True):
             found[measure][space] = score
+        if on_measure is not None:
+            on_measure(done, len(counted))
     return found
 
 

@@ -130,7 +130,7 @@ class EvaluationReport:
         ]
         lines += ["## Memorisation", ""]
         if self.memorisation is None:
-            lines += ["Not measured: the training pairs were not given (`--train`).", ""]
+            lines += ["Not measured: the training pairs were not named.", ""]
         else:
             lines += [READ["memorisation"], "", *_markdown_table(self._memorisation_rows()), ""]
             lines += picture("memorisation", "Distance to the nearest training pair")

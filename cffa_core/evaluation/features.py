@@ -6,7 +6,7 @@ said in ``filter_bank`` and ``vision_transformer``; what is computed from featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -93,6 +93,10 @@ def load_extractor(name: str, *, folder: Path | None = None, device: str = "cpu"
     from cffa_core.evaluation.vision_transformer import VisionTransformer
 
     return VisionTransformer(folder, device=device)
+
+
+OnMeasure = Callable[[int, int], None]
+"""Told how many measures are done, of how many: counting features takes seconds to minutes."""
 
 
 def spaces(generated: FeatureSet, reference: FeatureSet) -> dict[str, tuple[Values, Values]]:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import numpy as np
 
 from cffa_core.evaluation.bootstrap import Estimate, Score, Values, estimate_from_halves, half_samples
-from cffa_core.evaluation.features import FeatureSet, eyes_of, spaces
+from cffa_core.evaluation.features import FeatureSet, OnMeasure, eyes_of, spaces
 
 KID_MIN = 50  # on both sides
 FID_PER_DIMENSION = 2  # samples per feature on both sides: below, the covariances are singular or nearly so
 FID_HALVES = 20  # a matrix root each
 
 
-def fidelity(generated: FeatureSet, reference: FeatureSet, *, seed: int = 0) -> dict[str, dict[str, Score]]:
+def fidelity(
+    generated: FeatureSet, reference: FeatureSet, *, seed: int = 0, on_measure: OnMeasure | None = None
+) -> dict[str, dict[str, Score]]:
     """Scores ``kid`` and ``fid`` for each of ``cf``, ``fa``, ``joint``; lower is better.
 
     Raises ``InvalidSpec`` if the sets come from two extractors.
     """
     found: dict[str, dict[str, Score]] = {"kid": {}, "fid": {}}
-    for space, (a, b) in spaces(generated, reference).items():
-        found["kid"][space] = kid(a, b, generated.eyes, reference.eyes, seed=seed, label=space)
-        found["fid"][space] = fid(a, b, generated.eyes, reference.eyes, seed=seed, label=space)
+    counted = spaces(generated, reference)
+    measures = [(name, measure, space) for space in counted for name, measure in (("kid", kid), ("fid", fid))]
+    for done, (name, measure, space) in enumerate(measures, start=1):
+        found[name][space] = measure(*counted[space], generated.eyes, reference.eyes, seed=seed, label=space)
+        if on_measure is not None:
+            on_measure(done, len(measures))
     return found
 
 

@@ -158,7 +158,7 @@ def load_base(
 def _tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the library has no other for damaged merges
         raise ModelUnavailable(
             f"the tokenizer of base {folder.parent.name!r} cannot be read: {error}; copy or download the folder again"
         ) from error

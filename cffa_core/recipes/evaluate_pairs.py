@@ -78,6 +78,9 @@ def evaluate_pairs(
     def told(stage: str, total: int) -> Callable[[int], None]:
         return lambda current: on_progress(stage, current, total) if on_progress is not None else None
 
+    def counted(stage: str) -> Callable[[int, int], None]:
+        return lambda current, total: on_progress(stage, current, total) if on_progress is not None else None
+
     extract = load_extractor(extractor, folder=extractor_folder, device=device)
     loaded = None if base is None else load_base(base, device=device, models_dir=models_dir)
     ours, real = Collector(extract), Collector(extract)
@@ -105,7 +108,7 @@ def evaluate_pairs(
             np.stack(held_out.thumbnails),
             np.stack(known.thumbnails),
             seed=seed,
-            on_progress=lambda done, total: on_progress("neighbours", done, total) if on_progress is not None else None,
+            on_progress=counted("neighbours"),
         )
     ours_found, real_found = ours.result(), real.result()
     report = EvaluationReport(
@@ -117,8 +120,8 @@ def evaluate_pairs(
             "cf": ours_found.cf.shape[1],
             "fa": ours_found.fa.shape[1],
         },
-        fidelity=fidelity(ours_found, real_found, seed=seed),
-        diversity=diversity(ours_found, real_found, seed=seed),
+        fidelity=fidelity(ours_found, real_found, seed=seed, on_measure=counted("fidelity")),
+        diversity=diversity(ours_found, real_found, seed=seed, on_measure=counted("diversity")),
         train=training,
         memorisation=found,
     )

@@ -124,7 +124,7 @@ def test_the_markdown_names_its_pictures_and_says_what_was_not_measured() -> Non
     assert "FID CF, FID FA, FID joint: 7 pairs; 50 are needed" in text
     assert "| training | `learnt` | 3 |" in text
     bare = report(None)
-    assert "Not measured: the training pairs were not given" in bare.markdown({})
+    assert "Not measured: the training pairs were not named" in bare.markdown({})
     assert bare.to_dict()["memorisation"] is None
     assert len(bare.table()) == 6
 

@@ -117,6 +117,8 @@ def test_weights_that_the_file_lacks_are_not_invented(base_folder: Path, tmp_pat
     ("file", "damage", "says"),
     [
         ("tokenizer/vocab.json", b"{", "tokenizer/vocab.json of base 'damaged' cannot be read.*download the folder"),
+        ("tokenizer/merges.txt", b"#version: 0.2\nzzz qqq\n", "the tokenizer of base 'damaged' cannot be read"),
+        ("tokenizer/merges.txt", b"\xff\xfe\x00", "the tokenizer of base 'damaged' cannot be read"),
         ("vae/config.json", b"{", "vae/config.json of base 'damaged' cannot be read"),
         ("scheduler/scheduler_config.json", b"[]", "scheduler_config.json of base 'damaged' is not a JSON object"),
     ],

@@ -94,8 +94,9 @@ def test_alignment_is_that_of_the_alignment_recipe(
 
 def test_every_stage_tells_its_progress(whole: dict[str, Any]) -> None:
     stages = list(dict.fromkeys(stage for stage, _, _ in whole["told"]))
-    assert stages == ["pairs", "reference", "training pairs", "neighbours"]
-    for stage, total in (("pairs", 12), ("reference", 22), ("training pairs", 24), ("neighbours", 34)):
+    assert stages == ["pairs", "reference", "training pairs", "neighbours", "fidelity", "diversity"]
+    totals = {"pairs": 12, "reference": 22, "training pairs": 24, "neighbours": 34, "fidelity": 6, "diversity": 3}
+    for stage, total in totals.items():
         assert [(done, of) for name, done, of in whole["told"] if name == stage] == [
             (done, total) for done in range(1, total + 1)
         ]
