@@ -16,7 +16,7 @@ from services.worker.protocol import REPORTS, Message, Report
 
 CLOSE_SECONDS = 2.0
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
-"""OpenMP threads spin shortly, then sleep: as fast alone, and beside other work they do not burn its time (docs/log.md)."""
+"""OpenMP threads spin shortly, then sleep: as fast alone, and other work on the machine gets the time (docs/log.md)."""
 
 
 class ChildProcess:
