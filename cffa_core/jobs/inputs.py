@@ -13,9 +13,14 @@ import sqlalchemy as sa
 from cffa_core.errors import InvalidSpec, NotFound, Problem
 from cffa_core.jobs.catalog import get_dataset, get_model
 from cffa_core.jobs.exports import with_finished_parts
+from cffa_core.jobs.model_inputs import too_many_images, unfit_family, without_captions
 from cffa_core.jobs.records import NOVELTY_FILE
 from cffa_core.jobs.schema import jobs, models, units
 from cffa_core.jobs.spec import (
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EditSpec,
     EvaluationSpec,
     ExportSpec,
     GenerationSpec,
@@ -56,9 +61,27 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
         look("/model_id", get_model, spec.model_id)
         look("/structure_dataset_id", get_dataset, spec.structure_dataset_id)
         if not problems:
+            problems += unfit_family(connection, owner, spec.model_id, captioned=False)
+        if not problems:
             problems += _unfit_structures(connection, owner, spec)
             problems += _unknown_training(connection, owner, spec)
         problems += _unfit_original(connection, owner, spec)
+    elif isinstance(spec, CaptionedTrainingSpec):
+        look("/dataset_id", get_dataset, spec.dataset_id)
+        if not problems:
+            problems += without_captions(connection, owner, spec.dataset_id, spec.modality)
+    elif isinstance(spec, AttentionSpec | CaptionedSpec):
+        look("/model_id", get_model, spec.model_id)
+        if not problems:
+            problems += unfit_family(connection, owner, spec.model_id, captioned=isinstance(spec, CaptionedSpec))
+        if isinstance(spec, CaptionedSpec):
+            look("/dataset_id", get_dataset, spec.dataset_id)
+            problems += too_many_images(spec)
+    elif isinstance(spec, EditSpec):
+        look("/model_id", get_model, spec.model_id)
+        if not problems and spec.model_id is not None:
+            problems += unfit_family(connection, owner, spec.model_id, captioned=False)
+        look("/dataset_id", get_dataset, spec.dataset_id)
     else:
         for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
             look(f"/{name}", get_dataset, getattr(spec, name))

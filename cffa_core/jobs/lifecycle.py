@@ -21,7 +21,17 @@ from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.records import USUAL_TERMS, Terms
 from cffa_core.jobs.rows import new_id
 from cffa_core.jobs.schema import clock, idempotency, jobs, owners, units
-from cffa_core.jobs.spec import SPEC_VERSION, EvaluationSpec, ExportSpec, GenerationSpec, JobSpec, TrainingSpec
+from cffa_core.jobs.spec import (
+    SPEC_VERSION,
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EvaluationSpec,
+    ExportSpec,
+    JobSpec,
+    PairGrid,
+    TrainingSpec,
+)
 from cffa_core.jobs.state import CLAIMABLE, TERMINAL, JobState, UnitKind, UnitState
 from cffa_core.people.quotas import Limits, require_room
 
@@ -66,7 +76,7 @@ def create(
             created_at=now,
             entered={JobState.QUEUED.value: now},
             last_seq=0,
-            requested=len(spec.indices) if isinstance(spec, GenerationSpec) else 0,
+            requested=len(spec.indices) if isinstance(spec, PairGrid) else 0,
             generated=0,
             busy_seconds=0.0,
             waiting=len(work),
@@ -88,8 +98,10 @@ def create(
 
 def _work(spec: JobSpec) -> list[tuple[UnitKind, int]]:
     """Kind and index of each unit a job begins with."""
-    if isinstance(spec, TrainingSpec):
+    if isinstance(spec, TrainingSpec | CaptionedTrainingSpec):
         return [(UnitKind.TRAIN, 0)]
+    if isinstance(spec, AttentionSpec | CaptionedSpec):
+        return [(UnitKind.COMPUTE, 0)]
     if isinstance(spec, EvaluationSpec):
         return [(UnitKind.EVALUATE, 0)]
     if isinstance(spec, ExportSpec):

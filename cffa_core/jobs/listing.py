@@ -32,7 +32,7 @@ from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
 from cffa_core.jobs.schema import jobs, units
 from cffa_core.jobs.schema import metrics as metric_rows
-from cffa_core.jobs.spec import SPEC_VERSION, Kind, parse_spec
+from cffa_core.jobs.spec import REPORTS, SPEC_VERSION, Kind, parse_spec
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 
 ROUNDED_BY = 1e-6
@@ -130,8 +130,8 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | 
 
 
 def _timed(connection: sa.Connection, job: Job, work: Sequence[UnitPace]) -> Job:
-    """An evaluation in hand with the time left by what others took; any other job as it is."""
-    if job.kind is not Kind.EVALUATION or not any(unit.live for unit in work):
+    """A report in the making, with the time left by what others took; any other job as it is."""
+    if job.kind not in REPORTS or not any(unit.live for unit in work):
         return job
     left = seconds_left(measured_rate(job.spec, measured(connection, job.kind)), work)
     return replace(job, progress=replace(job.progress, eta_seconds=left))

@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cffa_core.jobs.records import Progress
-from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, JobSpec
+from cffa_core.jobs.spec import (
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EditSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GenerationSpec,
+    JobSpec,
+    PairGrid,
+)
 from cffa_core.jobs.state import JobState
 
 
@@ -53,12 +63,12 @@ def job_progress(
     parts (``busy_seconds`` of one worker for ``settled`` pairs), before the first one that of the parts in hand,
     times the live workers. Training shows the stage its unit reports; time left is known only for the stage that
     counts the steps of the spec, since a validation or a preview says nothing about the rest. So it is with an
-    evaluation, all of whose stages differ: how long it takes is known from earlier ones (:func:`seconds_left`). An
-    export counts parts, all alike.
+    evaluation, and with all that compute one report, whose stages differ: how long it takes is known from earlier ones
+    (:func:`seconds_left`). An export counts parts, all alike.
     """
-    if isinstance(spec, GenerationSpec):
+    if isinstance(spec, PairGrid):
         return _generation(spec, state, settled, busy_seconds, work)
-    if isinstance(spec, EvaluationSpec):
+    if isinstance(spec, EvaluationSpec | AttentionSpec | CaptionedSpec):
         return _evaluation(state, work)
     if isinstance(spec, ExportSpec):
         return _export(state, work)
@@ -76,7 +86,7 @@ def job_progress(
 
 
 def _generation(
-    spec: GenerationSpec, state: JobState, settled: int, busy_seconds: float, work: Sequence[UnitPace]
+    spec: PairGrid, state: JobState, settled: int, busy_seconds: float, work: Sequence[UnitPace]
 ) -> Progress:
     count = len(spec.indices)
     if state in (JobState.FINALIZING, JobState.SUCCEEDED):
@@ -169,7 +179,7 @@ class Measured:
 
 
 def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
-    """Seconds of one worker per pair, step or evaluation of ``spec``; None if nothing was measured.
+    """Seconds of one worker per pair, step or whole job of ``spec``; None if nothing was measured.
 
     Jobs whose settings cost the same count alone, if there are any.
     """
@@ -179,7 +189,7 @@ def measured_rate(spec: JobSpec, jobs: Sequence[Measured]) -> float | None:
 
 
 def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
-    """Whether a stored spec of the same kind costs about as much per pair, step or evaluation as ``spec``."""
+    """Whether a stored spec of the same kind costs about as much per pair, step or whole job as ``spec``."""
     if isinstance(spec, GenerationSpec):
         gate = None if spec.gate is None else spec.gate.model_dump(mode="json")
         mine = (spec.resolution, spec.sampler.steps, spec.sampler.guidance_scale > 1.0, gate)
@@ -192,6 +202,19 @@ def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
     if isinstance(spec, ExportSpec):
         # What an export costs depends on how many pairs fit, which its spec alone does not say.
         return spec.form == other["form"] and spec.parts == tuple(tuple(run) for run in other["parts"])
+    if isinstance(spec, EditSpec):
+        edit = (spec.resolution, spec.steps, spec.skip, len(spec.edits))
+        return edit == (other["resolution"], other["steps"], other["skip"], len(other["edits"]))
+    if isinstance(spec, AttentionSpec):
+        drawn = (spec.resolution, spec.sampler.steps, spec.sampler.guidance_scale > 1.0)
+        sampler = other["sampler"]
+        return drawn == (other["resolution"], sampler["steps"], sampler["guidance_scale"] > 1.0)
+    if isinstance(spec, CaptionedSpec):
+        made = (spec.task, len(spec.texts) * spec.images_per_text, spec.ddim_steps, spec.use_diffusion, spec.dataset_id)
+        images = len(other["texts"]) * other["images_per_text"]
+        return made == (other["task"], images, other["ddim_steps"], other["use_diffusion"], other["dataset_id"])
+    if isinstance(spec, CaptionedTrainingSpec):
+        return spec.batch_size == int(other["batch_size"])
     like = (spec.method.value, spec.base, spec.resolution, spec.batch_size, spec.gradient_accumulation)
     names = ("method", "base", "resolution", "batch_size", "gradient_accumulation")
     return like == tuple(other[name] for name in names)

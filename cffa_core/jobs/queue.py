@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from cffa_core.jobs.pace import Measured, Place
 from cffa_core.jobs.records import LIVE_WORKER_SECONDS, Load, QueueCounts
 from cffa_core.jobs.schema import QUEUE, clock, jobs, owners, units, workers
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import REPORTS, TRAININGS, Kind
 from cffa_core.jobs.state import JobState, UnitState
 
 NEWEST_MEASURED = 20
 SETTLED: sa.ColumnElement[int] = jobs.c.generated - jobs.c.rejected + jobs.c.exhausted
 """Pairs of a generation job that need no more work: made, or with a gate accepted or given up."""
-WHOLE = (Kind.EVALUATION, Kind.EXPORT)  # one is like another, as far as its rate goes
+WHOLE = (*REPORTS, Kind.EXPORT)  # one is like another, as far as its rate goes
 _ACTIVE = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
 
 
@@ -129,7 +129,7 @@ def places(connection: sa.Connection, kind: Kind, job_ids: Collection[str]) -> d
 
 def _size(kind: Kind) -> sa.ColumnElement[Any]:
     """What is left of a job in the unit its rate is measured in: pairs, steps of training, or the whole of it."""
-    if kind is Kind.TRAINING:
+    if kind in TRAININGS:
         steps: sa.ColumnElement[Any] = jobs.c.spec["steps"].as_integer()
         return steps
     if kind in WHOLE:
@@ -145,14 +145,14 @@ def measured(connection: sa.Connection, kind: Kind) -> list[Measured]:
         .order_by(jobs.c.number.desc())
         .limit(NEWEST_MEASURED)
     )
-    if kind is not Kind.GENERATION:
+    if kind not in (Kind.GENERATION, Kind.EDIT):
         query = query.where(jobs.c.state.in_([JobState.FINALIZING.value, JobState.SUCCEEDED.value]))
     return [Measured(row.spec, row.busy_seconds, _done(kind, row)) for row in connection.execute(query)]
 
 
 def _done(kind: Kind, row: sa.Row[dict[str, Any], float, int]) -> int:
     """How much of what its rate is measured in a measured job has done."""
-    if kind is Kind.TRAINING:
+    if kind in TRAININGS:
         return int(row.spec["steps"])
     return 1 if kind in WHOLE else int(row.settled)
 

@@ -54,6 +54,12 @@ class Kind(StrEnum):
     CAPTIONED = "captioned"
 
 
+TRAININGS = (Kind.TRAINING, Kind.CAPTIONED_TRAINING)
+"""Kinds whose product is a model, and whose only working unit counts the steps of the spec."""
+REPORTS = (Kind.EVALUATION, Kind.ATTENTION, Kind.CAPTIONED)
+"""Kinds whose product is a report with its files."""
+
+
 class Scheduler(StrEnum):
     """Samplers, all from diffusers."""
 

@@ -40,6 +40,7 @@ class UnitKind(StrEnum):
     TRAIN = "train"
     PART = "part"
     EVALUATE = "evaluate"
+    COMPUTE = "compute"
     EXPORT = "export"
     FINALIZE = "finalize"
 

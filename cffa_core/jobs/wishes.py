@@ -13,7 +13,7 @@ from cffa_core.errors import Conflict
 from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.records import Claim, StoredFiles, Wish
 from cffa_core.jobs.schema import jobs
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import TRAININGS, Kind
 from cffa_core.jobs.state import JobState
 
 SAMPLE = "sample/"
@@ -23,8 +23,11 @@ SAMPLE = "sample/"
 def ask(connection: sa.Connection, owner: str, job_id: str, wish: Wish) -> None:
     """See :meth:`JobStore.ask`."""
     job = LockedJob.take(connection, job_id, owner)
-    if job.row.kind != Kind.TRAINING.value:
-        raise Conflict(f"job {job_id} is a {job.row.kind} job; only a training makes checkpoints and samples")
+    kind = Kind(job.row.kind)
+    if kind not in TRAININGS:
+        raise Conflict(f"job {job_id} is a {kind} job; only a training makes checkpoints and samples")
+    if wish == "sample" and kind is not Kind.TRAINING:
+        raise Conflict(f"job {job_id} is a {kind} job, which draws no samples; post a captioned job with its model")
     if job.state is not JobState.RUNNING:
         raise Conflict(f"job {job_id} is {job.state.value}; a {wish} can be asked of a running training")
     pending = dict(job.row.wishes or {})

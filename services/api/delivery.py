@@ -15,7 +15,7 @@ from typing import Any, Self
 from cffa_core.errors import CffaError
 from cffa_core.jobs.delivery import APP, TASK, broker_settings, queue_of, shortfall
 from cffa_core.jobs.records import LIVE_WORKER_SECONDS, Job
-from cffa_core.jobs.spec import GenerationSpec, Kind
+from cffa_core.jobs.spec import Kind, PairGrid
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 
@@ -48,7 +48,7 @@ class Delivery:
         """
         if self._thread is None:
             return
-        units = job.spec.parts if isinstance(job.spec, GenerationSpec) else 1
+        units = job.spec.parts if isinstance(job.spec, PairGrid) else 1
         with self._lock:
             self._notes[job.kind] = (job.id, units + self._notes.get(job.kind, ("", 0))[1])
         self._wake.set()

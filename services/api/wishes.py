@@ -96,7 +96,7 @@ def list_previews(job_id: JobId, backend: TheBackend, owner: Owner) -> PreviewLi
     checkpoints are kept (the newest three)."""
     job = backend.store.get_job(owner, job_id)
     if job.kind is not Kind.TRAINING:
-        raise Conflict(f"job {job_id} is a {job.kind} job; only a training draws previews")
+        raise Conflict(f"job {job_id} is a {job.kind} job; only a training of pairs draws previews")
     if job.state is JobState.EXPIRED:
         raise Expired(f"the products of job {job_id} were removed by retention")
     found: dict[tuple[int, bool], dict[str, ObjectInfo]] = {}

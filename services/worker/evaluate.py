@@ -5,23 +5,21 @@ This runs in the child, called by ``execute``. What is measured, and how, is the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from cffa_core.data.dataset_folder import part_folder, read_split
-from cffa_core.errors import CorruptArtifact, ModelUnavailable
-from cffa_core.jobs.records import StoredFiles
+from cffa_core.errors import ModelUnavailable
 from cffa_core.jobs.spec import EvaluationSpec
 from cffa_core.settings import Settings
-from cffa_core.storage.base import ObjectStore, result_key
+from cffa_core.storage.base import ObjectStore
 from services.worker.generated_pairs import fetch_pairs
 from services.worker.job_context import UnitContext
 from services.worker.protocol import Done, WorkOrder
+from services.worker.reports import finish_report, store_report
 from services.worker.scratch import cached
 
 SETS = ("pairs", "reference", "train")
-REPORT = "report.json"
 
 
 def evaluate(
@@ -59,36 +57,12 @@ def evaluate(
         device=device,
         models_dir=settings.models_dir,
     )
-    files = {}
-    paths = [path for path in sorted(out.rglob("*")) if path.is_file()]
-    for done, path in enumerate(paths, start=1):
-        name = path.relative_to(out).as_posix()
-        files[name] = objects.put_file(result_key(order.job_id, order.kind, order.attempt, name), path)
-        context.progress("storing", done, len(paths))
-    return Done(stored=StoredFiles(files), info={"sets": order.facts["sets"]})
+    return Done(stored=store_report(order, out, context, objects), info={"sets": order.facts["sets"]})
 
 
 def finish_evaluation(order: WorkOrder, spec: EvaluationSpec, objects: ObjectStore) -> Done:
-    """Write the manifest: the settings, what was measured by name and digest, size and SHA-256 of every file."""
-    products = order.inputs["evaluate"].files
-    if REPORT not in products:
-        raise CorruptArtifact(f"the evaluation left no {REPORT}")
-    files = {name: {"size": info.size, "sha256": info.sha256} for name, info in sorted(products.items())}
-    manifest = {
-        "format": "cffa-evaluation-job/1",
-        "spec": spec.settings().model_dump(mode="json"),
-        "sets": order.facts["sets"],
-        "numerics_key": order.numerics_key,
-        "files": files,
-    }
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    key = result_key(order.job_id, order.kind, order.attempt, "manifest.json")
-    listing = objects.put_bytes(key, text.encode())
-    return Done(
-        stored=StoredFiles({"manifest.json": listing}),
-        info={"files": len(products)},
-        job_result={"report": files[REPORT], "files": len(products), "manifest": {"sha256": listing.sha256}},
-    )
+    """Write the manifest, with what was measured by name and digest."""
+    return finish_report(order, spec, order.inputs["evaluate"], {"sets": order.facts["sets"]}, objects)
 
 
 def _fetched(

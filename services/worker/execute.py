@@ -14,9 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cffa_core.errors import Cancelled, CorruptArtifact
+from cffa_core.errors import Cancelled, CorruptArtifact, InvalidSpec
 from cffa_core.jobs.records import NOVELTY_FILE, NewModel, StoredFiles
-from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import (
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EditSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GenerationSpec,
+    TrainingSpec,
+)
 from cffa_core.jobs.state import UnitKind
 from cffa_core.models.fetch import models_dir_with
 from cffa_core.recipes.archive import REJECTS, merge_archives, write_part_archive
@@ -30,6 +39,7 @@ from services.worker.evaluate import evaluate, finish_evaluation
 from services.worker.export import export, finish_export
 from services.worker.job_context import UnitContext
 from services.worker.protocol import Done, Ready, WorkOrder
+from services.worker.reports import compute_attention, compute_captioned, finish_report
 from services.worker.scratch import cached, files_digest
 from services.worker.tracked import Tracked
 
@@ -59,7 +69,7 @@ class Executor:
     def run(self, order: WorkOrder, context: UnitContext) -> Done:
         """Do one unit; raises what its recipe raises."""
         self.prepared = False
-        if isinstance(order.spec, TrainingSpec):
+        if isinstance(order.spec, TrainingSpec | CaptionedTrainingSpec):
             if order.kind is UnitKind.TRAIN:
                 return self._train(order, order.spec, context)
             return self._finish_training(order, order.spec, context)
@@ -67,29 +77,38 @@ class Executor:
             return self._evaluate(order, order.spec, context)
         if isinstance(order.spec, ExportSpec):
             return self._export(order, order.spec, context)
+        if isinstance(order.spec, AttentionSpec | CaptionedSpec):
+            return self._report(order, order.spec, context)
+        if isinstance(order.spec, EditSpec):
+            raise InvalidSpec("this worker does no edits yet; it will after its next update")
         if order.kind is UnitKind.PART:
             return self._generate(order, order.spec, context)
         return self._finish_generation(order, order.spec, context)
 
-    def _train(self, order: WorkOrder, spec: TrainingSpec, context: UnitContext) -> Done:
+    def _train(self, order: WorkOrder, spec: TrainingSpec | CaptionedTrainingSpec, context: UnitContext) -> Done:
         dataset = self._input(order, "dataset", context)
         self._remove_leavings(order, f"jobs/{order.job_id}/")
-        device = self._prepare(spec.precision, spec.batch_size)
-        from cffa_core.recipes.train import run_training
-
         out = Path(order.folder) / "run"
         out.mkdir()
-        settings = spec.settings()
-        model = run_training(
-            settings,
-            dataset,
-            spec.base,
-            out,
-            context,
-            device=device,
-            models_dir=self._models_dir(spec.base, order, context),
-            lpips_weights=self._settings.lpips_weights,
-        )
+        if isinstance(spec, CaptionedTrainingSpec):
+            device = self._prepare("fp32", spec.batch_size)
+            from cffa_core.recipes.captioned import run_captioned_training
+
+            model = run_captioned_training(spec.settings(), dataset, out, context, device=device)
+        else:
+            device = self._prepare(spec.precision, spec.batch_size)
+            from cffa_core.recipes.train import run_training
+
+            model = run_training(
+                spec.settings(),
+                dataset,
+                spec.base,
+                out,
+                context,
+                device=device,
+                models_dir=self._models_dir(spec.base, order, context),
+                lpips_weights=self._settings.lpips_weights,
+            )
         files: dict[str, ObjectInfo] = dict(context.published.files)
         paths = [(path, _product_name(path.relative_to(out))) for path in sorted(out.rglob("*")) if path.is_file()]
         products = [(path, name) for path, name in paths if name is not None]
@@ -194,7 +213,9 @@ class Executor:
             },
         )
 
-    def _finish_training(self, order: WorkOrder, spec: TrainingSpec, context: UnitContext) -> Done:
+    def _finish_training(
+        self, order: WorkOrder, spec: TrainingSpec | CaptionedTrainingSpec, context: UnitContext
+    ) -> Done:
         self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
         products = order.inputs["train"].files
         model = StoredFiles({name.removeprefix(MODEL): i for name, i in products.items() if name.startswith(MODEL)})
@@ -226,6 +247,21 @@ class Executor:
             return finish_evaluation(order, spec, self._objects)
         prepare = partial(self._prepare, "fp32", 1)
         return evaluate(order, spec, context, self._objects, self._settings, prepare)
+
+    def _report(self, order: WorkOrder, spec: AttentionSpec | CaptionedSpec, context: UnitContext) -> Done:
+        self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
+        if order.kind is UnitKind.FINALIZE:
+            facts = {"inputs": order.facts["inputs"]}
+            return finish_report(order, spec, order.inputs["report"], facts, self._objects)
+        model = self._input(order, "model", context)
+        if isinstance(spec, CaptionedSpec):
+            dataset = self._input(order, "dataset", context) if "dataset" in order.inputs else None
+            device = self._prepare("fp32", 1)
+            return compute_captioned(order, spec, model, dataset, context, self._objects, device)
+        base = _read_card(model / "model.json")["base"]["name"]
+        models_dir = self._models_dir(base, order, context)
+        device = self._prepare("fp32", 1)
+        return compute_attention(order, spec, model, base, context, self._objects, device, models_dir)
 
     def _export(self, order: WorkOrder, spec: ExportSpec, context: UnitContext) -> Done:
         self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")

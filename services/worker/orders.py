@@ -7,10 +7,19 @@ from collections.abc import Collection
 from typing import Any
 
 from cffa_core import tracing
-from cffa_core.errors import Expired
+from cffa_core.errors import Expired, InvalidSpec
 from cffa_core.jobs.exports import numbers_of
 from cffa_core.jobs.records import NOVELTY_FILE, Checkpoint, Claim, Dataset, Job, StoredFiles
-from cffa_core.jobs.spec import EvaluationSpec, ExportSpec, GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import (
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EditSpec,
+    EvaluationSpec,
+    ExportSpec,
+    GenerationSpec,
+    TrainingSpec,
+)
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.jobs.store import JobStore
 from cffa_core.rng import derive_seed
@@ -26,7 +35,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
     inputs: dict[str, StoredFiles] = {}
     facts: dict[str, Any] = {}
     recorded: list[Checkpoint] = []
-    if isinstance(claim.spec, TrainingSpec):
+    if isinstance(claim.spec, TrainingSpec | CaptionedTrainingSpec):
         if claim.kind is UnitKind.TRAIN:
             inputs["dataset"] = store.get_dataset(claim.owner, claim.spec.dataset_id).stored
             recorded = store.checkpoints(claim.owner, claim.job_id)
@@ -46,6 +55,14 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
         else:
             (exported,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.EXPORT)
             inputs["export"], facts["export"] = exported.stored, exported.info
+    elif isinstance(claim.spec, AttentionSpec | CaptionedSpec):
+        if claim.kind is UnitKind.COMPUTE:
+            _name_inputs(store, claim.owner, claim.spec, inputs, facts)
+        else:
+            (computed,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.COMPUTE)
+            inputs["report"], facts["inputs"] = computed.stored, computed.info["inputs"]
+    elif isinstance(claim.spec, EditSpec):
+        raise InvalidSpec("this worker does no edits yet; it will after its next update")
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
         facts["model_digest"], facts["dataset_digest"] = model.digest, model.card.get("dataset_digest")
@@ -75,6 +92,22 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
         folder=str(scratch.unit_folder(claim.unit_id, claim.attempt).resolve()),
         cache=str(scratch.cache.resolve()),
     )
+
+
+def _name_inputs(
+    store: JobStore,
+    owner: str,
+    spec: AttentionSpec | CaptionedSpec,
+    inputs: dict[str, StoredFiles],
+    facts: dict[str, Any],
+) -> None:
+    """The model of a report, and the data set if it has one: their files into ``inputs``, digests into ``facts``."""
+    model = store.get_model(owner, spec.model_id)
+    inputs["model"], facts["inputs"] = model.stored, {"model_digest": model.digest}
+    if isinstance(spec, CaptionedSpec) and spec.dataset_id is not None:
+        dataset = store.get_dataset(owner, spec.dataset_id)
+        inputs["dataset"] = dataset.stored
+        facts["inputs"] |= {"dataset": {"name": dataset.name, "digest": dataset.digest, "pairs": dataset.pairs}}
 
 
 def _name_sets(
