@@ -3,8 +3,9 @@
 Members are stored (PNG does not deflate), in index order (``cf/000000.png``, ``fa/000000.png``, ...), with fixed
 timestamps and attributes, and ``manifest.json`` last. The manifest carries the header it was given
 (`recipes.provenance`), and per pair index, seed, try, scores, and size and SHA-256 of its images; ids, object keys,
-attempts and clock times never enter. Pixels stream through; what grows with the number of pairs is one small directory
-entry each. Nothing here knows jobs or storage.
+attempts and clock times never enter. An edited pair has two images more, right behind its CF and FA: the mask of the
+edit (``mask/000017.png``), and before and after side by side (``sheet/000017.png``). Pixels stream through; what grows
+with the number of pairs is one small directory entry each. Nothing here knows jobs or storage.
 
 Pairs that a gate refused have an archive of the same kind, ``cffa-rejects/1``, in which a slot may come several times:
 ``cf/000017.try00.png``.
@@ -30,6 +31,7 @@ REJECTS_FORMAT = "cffa-rejects/1"
 MANIFEST = "manifest.json"
 REJECTS = "rejects"
 MODALITIES = ("cf", "fa")
+EXTRAS = ("mask", "sheet")
 
 _CHUNK = 1 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -45,13 +47,18 @@ def reject_stem(index: int, attempt: int) -> str:
     return f"{index:06d}.try{attempt:02d}"
 
 
+def images_of(pair: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which images a pair's entry names, in archive order: ``cf`` and ``fa``; of an edited pair ``mask``, ``sheet``."""
+    return MODALITIES + tuple(extra for extra in EXTRAS if extra in pair)
+
+
 def write_part_archive(
     folder: Path, zip_path: Path, header: Mapping[str, Any] | None = None, *, rejects: bool = False
 ) -> dict[str, Any]:
     """Archive one part folder, as ``generate_part`` leaves it; return its index.
 
     The index is ``{"size", "sha256", "pairs": [...], "exhausted": [...]}`` of the zip, each pair as in ``part.json``
-    with, per modality, ``name``, ``offset``, ``size`` and ``sha256``: the image is the byte range
+    with, per image, ``name``, ``offset``, ``size`` and ``sha256``: the image is the byte range
     ``offset .. offset + size - 1`` of the zip. With ``rejects`` the folder is that of the pairs that were refused.
     Raises ``CorruptArtifact`` if a file is missing or is not what ``part.json`` says.
     """
@@ -66,7 +73,7 @@ def write_part_archive(
         _write_manifest(archive, header or {}, (_line(pair) for pair in pairs), empty, rejects=rejects)
     offsets = {name: offset for name, offset, _ in _member_ranges(zip_path)}
     indexed = [
-        {**pair, **{modality: {**pair[modality], "offset": offsets[pair[modality]["name"]]} for modality in MODALITIES}}
+        {**pair, **{image: {**pair[image], "offset": offsets[pair[image]["name"]]} for image in images_of(pair)}}
         for pair in pairs
     ]
     found = {"size": zip_path.stat().st_size, "sha256": _file_sha256(zip_path), "pairs": indexed}
@@ -131,8 +138,8 @@ def verify_archive(path: Path) -> dict[str, Any]:
 def _files(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The image entries of ``pairs`` in archive order."""
     for pair in pairs:
-        for modality in MODALITIES:
-            yield pair[modality]
+        for image in images_of(pair):
+            yield pair[image]
 
 
 def _is_rejects(raw: bytes, where: str) -> bool:
@@ -158,9 +165,9 @@ def _read_pairs(raw: bytes, what: str, *, rejects: bool = False) -> tuple[list[d
             raise TypeError("exhausted is not a list")
         for pair in pairs:
             stem = reject_stem(pair["index"], pair["try"]) if rejects else f"{pair['index']:06d}"
-            for modality in MODALITIES:
-                entry = pair[modality]
-                if entry["name"] != f"{modality}/{stem}.png":
+            for image in images_of(pair):
+                entry = pair[image]
+                if entry["name"] != f"{image}/{stem}.png":
                     raise CorruptArtifact(f"{what}: {entry['name']!r} is not the name of pair {pair['index']}")
                 if not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
                     raise TypeError(f"size or sha256 of {entry['name']}")
@@ -169,12 +176,14 @@ def _read_pairs(raw: bytes, what: str, *, rejects: bool = False) -> tuple[list[d
     return pairs, empty
 
 
+def without_places(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair's entry as a manifest has it: a zip offset, if any, is a matter of one zip and stays out."""
+    return {**pair, **{image: {k: v for k, v in pair[image].items() if k != "offset"} for image in images_of(pair)}}
+
+
 def _line(pair: Mapping[str, Any]) -> str:
-    """One pair as one line of a manifest; a zip offset, if any, is a matter of one zip and stays out."""
-    kept = {key: value for key, value in pair.items() if key not in MODALITIES}
-    for modality in MODALITIES:
-        kept[modality] = {key: pair[modality][key] for key in ("name", "sha256", "size")}
-    return json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    """One pair as one line of a manifest."""
+    return json.dumps(without_places(pair), sort_keys=True, separators=(",", ":"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidDataset, NotFound, StorageUnavailable
 from cffa_core.jobs.spec import ExportSettings
-from cffa_core.recipes.archive import MANIFEST, MODALITIES
+from cffa_core.recipes.archive import MANIFEST, images_of
 from cffa_core.recipes.export_pairs import GeneratedPair, export_manifest, export_shards
 from cffa_core.recipes.selection import require_gate, selects
 
@@ -59,9 +59,9 @@ def read_manifest(raw: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not str(manifest["format"]).startswith("cffa-archive/"):
             raise CorruptArtifact(f"{MANIFEST} is of format {manifest['format']!r}, not that of an archive of pairs")
         for pair in manifest["pairs"]:
-            for modality in MODALITIES:
-                entry = pair[modality]
-                if entry["name"] != f"{modality}/{pair['index']:06d}.png":
+            for image in images_of(pair):
+                entry = pair[image]
+                if entry["name"] != f"{image}/{pair['index']:06d}.png":
                     raise CorruptArtifact(f"{MANIFEST}: {entry['name']!r} is not the name of pair {pair['index']}")
                 if not isinstance(entry["size"], int) or not isinstance(entry["sha256"], str):
                     raise TypeError(f"size or sha256 of {entry['name']}")
@@ -86,7 +86,7 @@ def _export(
 
     def pairs() -> Iterator[GeneratedPair]:
         for done, entry in enumerate(chosen, start=1):
-            yield GeneratedPair(entry, {modality: read(entry[modality]["name"]) for modality in MODALITIES})
+            yield GeneratedPair.read(entry, lambda kept: {name: read(kept[name]["name"]) for name in images_of(kept)})
             on_progress("exporting", done, len(chosen))
 
     files = []

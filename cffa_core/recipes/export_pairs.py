@@ -1,11 +1,12 @@
 """Export generated pairs: chosen ones, in the form that somebody reads, as archives of bounded size.
 
     zip         pairs-000000.zip   archives as a generation job makes them (``archive``), read back by everything here
-    webdataset  pairs-000000.tar   NNNNNN.cf.png, NNNNNN.fa.png, NNNNNN.json
+    webdataset  pairs-000000.tar   NNNNNN.cf.png, NNNNNN.fa.png, NNNNNN.json; NNNNNN.mask.png of an edited pair
     dicom       dicom-000000.zip   NNNNNN/cf.dcm, NNNNNN/fa.dcm: Ophthalmic Photography, Synthetic Data = YES
 
 Images are passed on as they are (but for DICOM, which holds their pixels); every pair takes its provenance along. One
-pair is in memory at a time, one archive on disk. The same pairs and settings give the same bytes. Knows no jobs.
+pair is in memory at a time, one archive on disk. The same pairs and settings give the same bytes. Edited pairs leave
+their sheets behind, which are for people; DICOM has their CF and FA alone. Knows no jobs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cffa_core.data.dicom import PairIdentity, dicom_file
 from cffa_core.data.export_layouts import TarSink, ZipSink
 from cffa_core.errors import CorruptArtifact, InvalidSpec, Problem
 from cffa_core.jobs.spec import ExportForm, ExportSettings
-from cffa_core.recipes.archive import MODALITIES, write_part_archive
+from cffa_core.recipes.archive import without_places, write_part_archive
 
 FORMAT = "cffa-export/1"
 NAMES = {"zip": "pairs-{:06d}.zip", "webdataset": "pairs-{:06d}.tar", "dicom": "dicom-{:06d}.zip"}
@@ -34,10 +35,16 @@ NAMES = {"zip": "pairs-{:06d}.zip", "webdataset": "pairs-{:06d}.tar", "dicom": "
 
 @dataclass(frozen=True)
 class GeneratedPair:
-    """One pair on its way out: its entry of a manifest, and its PNG files by modality, as they were stored."""
+    """One pair on its way out: its entry of a manifest, and its PNG files by what they show, as they were stored."""
 
     entry: dict[str, Any]
     images: Mapping[str, bytes]
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any], read: Callable[[dict[str, Any]], Mapping[str, bytes]]) -> GeneratedPair:
+        """The pair of a manifest's entry; ``read`` gets the entry of what is exported and returns its images."""
+        kept = {key: value for key, value in entry.items() if key != "sheet"}
+        return cls(kept, read(kept))
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,7 @@ def export_manifest(
 
 def provenance(entry: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
     """Where one pair comes from: its entry of the manifest, without places in a zip, and the archive's header."""
-    own = {key: value for key, value in entry.items() if key not in MODALITIES}
-    for modality in MODALITIES:
-        own[modality] = {key: entry[modality][key] for key in ("name", "sha256", "size")}
-    return {**header, "synthetic": True, **own}
+    return {**header, "synthetic": True, **without_places(entry)}
 
 
 class _Open:
@@ -151,12 +155,12 @@ class _Zip:
         self._header = header
         self._folder = path.with_name(f"{path.name}.pairs")
         self._entries: list[dict[str, Any]] = []
-        for modality in MODALITIES:
-            (self._folder / modality).mkdir(parents=True)
+        self._folder.mkdir(parents=True)
 
     def add(self, pair: GeneratedPair) -> None:
-        for modality in MODALITIES:
-            (self._folder / pair.entry[modality]["name"]).write_bytes(pair.images[modality])
+        for image, data in pair.images.items():
+            (self._folder / image).mkdir(exist_ok=True)
+            (self._folder / pair.entry[image]["name"]).write_bytes(data)
         self._entries.append(pair.entry)
 
     def close(self) -> None:
@@ -177,8 +181,8 @@ class _WebDataset:
 
     def add(self, pair: GeneratedPair) -> None:
         key = f"{int(pair.entry['index']):06d}"
-        for modality in MODALITIES:
-            self._sink.put(f"{key}.{modality}.png", pair.images[modality])
+        for image, data in pair.images.items():
+            self._sink.put(f"{key}.{image}.png", data)
         self._sink.put(f"{key}.json", json.dumps(provenance(pair.entry, self._header), sort_keys=True).encode())
 
     def close(self) -> None:
@@ -222,7 +226,7 @@ def _pixels(pair: GeneratedPair, modality: str, read: int) -> Bytes:
 
 
 def _verify(pair: GeneratedPair) -> None:
-    for modality in MODALITIES:
-        entry, data = pair.entry[modality], pair.images[modality]
+    for image, data in pair.images.items():
+        entry = pair.entry[image]
         if len(data) != entry["size"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise CorruptArtifact(f"{entry['name']} does not have the recorded size and sha256")

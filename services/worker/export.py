@@ -7,6 +7,7 @@ read as byte ranges of the archives of their parts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def export(order: WorkOrder, spec: ExportSpec, context: JobContext, objects: Obj
             context.progress(STAGE, done, len(parts))
             for entry in listed(objects, listing):
                 if selects(spec.selection, entry):
-                    yield GeneratedPair(entry, read_images(objects, archive, entry))
+                    yield GeneratedPair.read(entry, partial(read_images, objects, archive))
                     context.progress(STAGE, done, len(parts))
 
     files: dict[str, ObjectInfo] = {}

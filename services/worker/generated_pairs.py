@@ -13,6 +13,7 @@ from typing import Any
 
 from cffa_core.errors import CorruptArtifact
 from cffa_core.jobs.records import StoredFiles
+from cffa_core.recipes.archive import images_of
 from cffa_core.storage.base import ObjectInfo, ObjectStore
 from cffa_core.storage.manifest import read_verified
 
@@ -28,9 +29,9 @@ def fetch_pairs(
 ) -> Path:
     """Write ``cf/000017.png`` and ``fa/000017.png`` of each of ``indices`` below ``folder`` and return it.
 
-    ``parts`` holds ``NNNNN/part.json`` and ``NNNNN/pairs.zip`` of every part that has one of them;
-    ``on_pair(done, total)`` is called per pair. Raises ``CorruptArtifact`` for bytes other than the recorded ones, or
-    for a pair that is not there, and ``NotFound`` if the job's files were removed.
+    Masks and sheets of edited pairs stay where they are. ``parts`` holds ``NNNNN/part.json`` and ``NNNNN/pairs.zip`` of
+    every part that has one of them; ``on_pair(done, total)`` is called per pair. Raises ``CorruptArtifact`` for bytes
+    other than the recorded ones, or for a pair that is not there, and ``NotFound`` if the job's files were removed.
     """
     wanted, done = set(indices), 0
     for modality in MODALITIES:
@@ -39,7 +40,8 @@ def fetch_pairs(
         for pair in listed(objects, listing):
             if pair["index"] not in wanted:
                 continue
-            for modality, image in read_images(objects, archive, pair).items():
+            both = {modality: pair[modality] for modality in MODALITIES}
+            for modality, image in read_images(objects, archive, both).items():
                 (folder / modality / f"{pair['index']:06d}.png").write_bytes(image)
             done += 1
             on_pair(done, len(wanted))
@@ -64,16 +66,17 @@ def listed(objects: ObjectStore, info: ObjectInfo) -> list[dict[str, Any]]:
 
 
 def read_images(objects: ObjectStore, archive: ObjectInfo, pair: dict[str, Any]) -> dict[str, bytes]:
-    """Both PNG files of a pair in one read, since they stand side by side; raises ``CorruptArtifact``."""
-    begin = min(int(pair[modality]["offset"]) for modality in MODALITIES)
-    end = max(int(pair[modality]["offset"]) + int(pair[modality]["size"]) for modality in MODALITIES)
+    """The PNG files that a pair's entry names, in one read: they stand side by side. Raises ``CorruptArtifact``."""
+    names = images_of(pair)
+    begin = min(int(pair[name]["offset"]) for name in names)
+    end = max(int(pair[name]["offset"]) + int(pair[name]["size"]) for name in names)
     with objects.open(archive.key, begin, end - begin) as stream:
-        both = stream.read()
+        whole = stream.read()
     images = {}
-    for modality in MODALITIES:
-        entry = pair[modality]
+    for name in names:
+        entry = pair[name]
         first = int(entry["offset"]) - begin
-        images[modality] = both[first : first + int(entry["size"])]
-        if hashlib.sha256(images[modality]).hexdigest() != entry["sha256"]:
+        images[name] = whole[first : first + int(entry["size"])]
+        if hashlib.sha256(images[name]).hexdigest() != entry["sha256"]:
             raise CorruptArtifact(f"image {entry['name']} of {archive.key} does not match its recorded sha256")
     return images
