@@ -65,7 +65,7 @@ class SharedMapProcessor:
     ) -> torch.Tensor:
         """``(R, N, C)`` to ``(R, N, C)``, N the cells of the latent at this level."""
         plan = self.plan
-        if not plan.shares or encoder_hidden_states is not None or hidden_states.shape[1] > self.max_cells:
+        if self.places_of_maps(encoder_hidden_states, hidden_states.shape[1]) is None:
             plain: torch.Tensor = self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         shown = hidden_states.index_select(0, plan.computed_rows)
@@ -77,6 +77,12 @@ class SharedMapProcessor:
         )
         out: torch.Tensor = attn.to_out[0](seen.transpose(1, 2).flatten(2)) / attn.rescale_output_factor
         return out
+
+    def places_of_maps(self, encoder_hidden_states: torch.Tensor | None, cells: int) -> torch.Tensor | None:
+        """For each row, where its map stands among those that are computed; None where every row has its own."""
+        if not self.plan.shares or encoder_hidden_states is not None or cells > self.max_cells:
+            return None
+        return self.plan.places
 
 
 def _heads(attn: Any, x: torch.Tensor) -> torch.Tensor:
