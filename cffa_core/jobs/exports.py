@@ -1,7 +1,7 @@
-"""What an export job is posted on: a generation job of the same owner, and those of its parts that are finished.
+"""What an export job is posted on: a job of the same owner that makes pairs, and those of its parts that are finished.
 
 The parts are written into the spec when the job is posted, so that the same spec gives the same archives while the
-generation job still runs. Which pairs fit a selection by score is found out by the worker, who reads them.
+job still runs. Which pairs fit a selection by score is found out by the worker, who reads them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, Expired, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.schema import jobs, units
-from cffa_core.jobs.spec import ExportSpec, GenerationSpec, SelectionSpec, parse_spec
+from cffa_core.jobs.spec import ExportSpec, GenerationSpec, PairGrid, SelectionSpec, parse_spec
 from cffa_core.jobs.state import JobState, UnitKind, UnitState
 
 NAMED = 5
@@ -30,9 +30,11 @@ def with_finished_parts(connection: sa.Connection, owner: str, spec: ExportSpec)
     ).one_or_none()
     if row is None:
         raise NotFound(f"no job {job_id}")
-    generation = parse_spec(row.spec)
-    if not isinstance(generation, GenerationSpec):
-        raise Conflict(f"job {job_id} is a {row.kind} job; only the pairs of a generation job can be exported")
+    grid = parse_spec(row.spec)
+    if not isinstance(grid, PairGrid):
+        raise Conflict(
+            f"job {job_id} is a {row.kind} job; only the pairs of a generation job or an edit can be exported"
+        )
     if row.state == JobState.EXPIRED.value:
         raise Expired(f"the products of job {job_id} were removed by retention")
     finished = connection.scalars(
@@ -42,8 +44,8 @@ def with_finished_parts(connection: sa.Connection, owner: str, spec: ExportSpec)
     ).all()
     if not finished:
         raise Conflict(f"job {job_id} is {row.state} and has no finished part; post this again when it has one")
-    _refuse_unmet(generation, spec.selection, set(finished))
-    touched = [part for part in finished if _touches(generation, spec.selection, part)]
+    _refuse_unmet(grid, spec.selection, set(finished))
+    touched = [part for part in finished if _touches(grid, spec.selection, part)]
     if not touched:
         message = "no finished pair is in this range; name pairs of finished parts"
         raise InvalidSpec(message, problems=(Problem("/selection", "nothing_selected", message),))
@@ -68,29 +70,29 @@ def numbers_of(parts: Iterable[tuple[int, int]]) -> list[int]:
     return [number for first, last in parts for number in range(first, last + 1)]
 
 
-def _touches(generation: GenerationSpec, selection: SelectionSpec, part: int) -> bool:
-    indices = generation.part_range(part)
+def _touches(grid: PairGrid, selection: SelectionSpec, part: int) -> bool:
+    indices = grid.part_range(part)
     if selection.indices is not None:
         return any(selection.spans(index) for index in indices)
     begin, end = selection.first or 0, selection.last
     return indices[-1] >= begin and (end is None or indices[0] <= end)
 
 
-def _refuse_unmet(generation: GenerationSpec, selection: SelectionSpec, finished: set[int]) -> None:
+def _refuse_unmet(grid: PairGrid, selection: SelectionSpec, finished: set[int]) -> None:
     """Raise ``InvalidSpec`` for pairs by name that are not there (yet), and for a gate that the job has not."""
     problems: list[Problem] = []
     named = selection.indices or ()
-    parts = {index: generation.part_of(index) for index in named}
+    parts = {index: grid.part_of(index) for index in named}
     if beyond := [index for index, part in parts.items() if part is None]:
-        message = f"the job does not make the pairs {_listed(beyond)}; it has {len(generation.indices)} pairs"
+        message = f"the job does not make the pairs {_listed(beyond)}; it has {len(grid.indices)} pairs"
         problems.append(Problem("/selection/indices", "out_of_range", message))
     elif missing := [index for index, part in parts.items() if part not in finished]:
         message = f"these pairs are not made yet: {_listed(missing)}; leave them out, or post this again later"
         problems.append(Problem("/selection/indices", "not_made", message))
-    if selection.first is not None and selection.first > generation.indices[-1]:
-        message = f"the last pair of the job is {generation.indices[-1]}"
+    if selection.first is not None and selection.first > grid.indices[-1]:
+        message = f"the last pair of the job is {grid.indices[-1]}"
         problems.append(Problem("/selection/first", "out_of_range", message))
-    if selection.accepted_only and generation.gate is None:
+    if selection.accepted_only and not (isinstance(grid, GenerationSpec) and grid.gate is not None):
         message = "the job has no gate, so none of its pairs was accepted or rejected; select by min_alignment"
         problems.append(Problem("/selection/accepted_only", "no_gate", message))
     if problems:

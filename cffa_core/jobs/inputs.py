@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from cffa_core.errors import InvalidSpec, NotFound, Problem
 from cffa_core.jobs.catalog import get_dataset, get_model
+from cffa_core.jobs.edits import MAKE_PAIRS, with_count
 from cffa_core.jobs.exports import with_finished_parts
 from cffa_core.jobs.model_inputs import too_many_images, unfit_family, without_captions
 from cffa_core.jobs.records import NOVELTY_FILE
@@ -37,12 +38,14 @@ from cffa_core.storage.manifest import stored_from_json
 
 def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobSpec:
     """The spec as it is to be stored: an evaluation that left its training data set out names it afterwards, an export
-    the parts that are finished.
+    the parts that are finished, an edit the number of its pairs.
 
     Raises :class:`InvalidSpec` with a problem for each id that ``owner`` does not have or that does not fit.
     """
     if isinstance(spec, ExportSpec):
         return with_finished_parts(connection, owner, spec)
+    if isinstance(spec, EditSpec):
+        return with_count(connection, owner, spec)
     problems: list[Problem] = []
 
     def look(pointer: str, find: Callable[[sa.Connection, str, str], object], id_: str | None) -> None:
@@ -77,11 +80,6 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
         if isinstance(spec, CaptionedSpec):
             look("/dataset_id", get_dataset, spec.dataset_id)
             problems += too_many_images(spec)
-    elif isinstance(spec, EditSpec):
-        look("/model_id", get_model, spec.model_id)
-        if not problems and spec.model_id is not None:
-            problems += unfit_family(connection, owner, spec.model_id, captioned=False)
-        look("/dataset_id", get_dataset, spec.dataset_id)
     else:
         for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
             look(f"/{name}", get_dataset, getattr(spec, name))
@@ -190,8 +188,8 @@ def _unfit(connection: sa.Connection, owner: str, job_id: str) -> list[Problem]:
     ).one_or_none()
     if row is None:
         return [Problem(pointer, "not_found", f"no job {job_id}; name one of your own")]
-    if row.kind != Kind.GENERATION.value:
-        message = f"job {job_id} is a {row.kind} job; name one of kind generation, whose product are pairs"
+    if row.kind not in MAKE_PAIRS:
+        message = f"job {job_id} is a {row.kind} job; name one of kind generation or edit, whose product are pairs"
         return [Problem(pointer, "not_a_generation_job", message)]
     if row.state == JobState.EXPIRED.value:
         message = f"the pairs of job {job_id} were removed by retention; generate them again"

@@ -18,7 +18,7 @@ from cffa_core.errors import QuotaExceeded, TooManyActiveJobs
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import datasets, jobs, models, owners, units
 from cffa_core.jobs.service_tables import accounts, uploads
-from cffa_core.jobs.spec import GenerationSpec, JobSpec
+from cffa_core.jobs.spec import JobSpec, PairGrid
 from cffa_core.jobs.state import TERMINAL, JobState
 
 T = TypeVar("T")
@@ -71,11 +71,11 @@ def require_room(connection: sa.Connection, owner: str, defaults: Limits, spec: 
         raise TooManyActiveJobs(
             f"{has} of {limits.active_jobs} unfinished jobs are there; wait until one of them is over, or cancel one"
         )
-    more = len(spec.indices) if isinstance(spec, GenerationSpec) else 0
+    more = len(spec.indices) if isinstance(spec, PairGrid) else 0
     if limits.pairs and more and (has := _pairs(connection, owner)) + more > limits.pairs:
         raise QuotaExceeded(
-            f"{more} pairs more than the {has} in kept generation jobs are over the limit of {limits.pairs}; delete "
-            "generation jobs that are not needed any more, or ask an admin for more"
+            f"{more} pairs more than the {has} in kept generation and edit jobs are over the limit of {limits.pairs}; "
+            "delete such jobs that are not needed any more, or ask an admin for more"
         )
     if limits.bytes and (has := _bytes(connection, owner, coming=False)) >= limits.bytes:
         raise _no_bytes(has, 0, limits.bytes)
