@@ -5,6 +5,7 @@ Plain frozen dataclasses, torch-free; who makes them is ``ingest``, who reads th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,8 +16,10 @@ import numpy.typing as npt
 Registration = Literal["given", "homography", "affine", "auto"]
 Layout = Literal["folders", "cases", "csv", "unknown"]
 
-# Masks that a data set may bring: the folders below masks/ in which they are looked for, and what each is called here.
+# Masks that a data set may bring. Vessels: the folders below masks/ in which they are looked for, and what each is
+# called here; where one pair has them, all must. Others are called as their folder is, and any pair may lack one.
 MASK_FOLDERS = {"vessel": "vessel", "vessels": "vessel"}
+MASK_NAME = re.compile(r"[a-z0-9_]{1,32}")
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -59,7 +62,7 @@ class PairImages:
     """Pixels of one pair: ``cf`` (H, W, 3) u8 RGB, ``fa`` (H, W) u8, ``valid_cf`` and ``valid_fa`` (H, W) bool.
 
     A valid mask is the area that the modality saw (its field of view); all are on CF's pixel grid. ``masks`` (H, W)
-    bool are those that came with the pair, by name: ``vessel``.
+    bool are those that came with the pair, by name: ``vessel``, ``disc`` ...
     """
 
     cf: Bytes

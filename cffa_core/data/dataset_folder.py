@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cffa_core.data.contracts import MASK_FOLDERS, Bytes, CheckedPair, PairImages
+from cffa_core.data.contracts import MASK_NAME, Bytes, CheckedPair, PairImages
 from cffa_core.errors import CorruptArtifact, InvalidDataset, StorageUnavailable
 
 FORMAT = "cffa-dataset/1"
@@ -160,7 +160,7 @@ def _entry(entry: dict[str, Any]) -> CheckedPair:
         raise ValueError(f"unsafe pair name {entry['name']!r}")
     residual = entry["residual_px"]
     masks = tuple(sorted(entry.get("masks", {})))
-    if not set(masks) <= set(MASK_FOLDERS.values()):
+    if not all(MASK_NAME.fullmatch(name) for name in masks):
         raise ValueError(f"unknown masks {masks}")
     return CheckedPair(
         name=str(entry["name"]),

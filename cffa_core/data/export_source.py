@@ -97,6 +97,8 @@ class ExportSource:
         masks: dict[str, Mask] = {}
         problems: list[Problem] = []
         for token, name in sorted(files.masks.items()):
+            if token in pair.masks:
+                continue
             data = self._source.read(name)
             decoded = data if isinstance(data, Problem) else self._decoder.decode(data)
             if isinstance(decoded, Problem):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from cffa_core.data.contracts import MASK_FOLDERS, Layout
+from cffa_core.data.contracts import MASK_FOLDERS, MASK_NAME, Layout
 from cffa_core.data.sources import is_unsafe, printable
 from cffa_core.errors import Problem
 
@@ -34,7 +34,10 @@ ReadText = Callable[[str], str | Problem]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two files that should be one pair, with the names of their landmark files and their vessel mask if any."""
+    """Two files that should be one pair, with the names of their landmark files and their masks if any.
+
+    ``vessel`` is the file of the vessel mask, ``annotations`` are names and files of the other masks, by name.
+    """
 
     name: str
     cf: str
@@ -43,6 +46,7 @@ class Candidate:
     fa_points: str | None = None
     eye: str | None = None
     vessel: str | None = None
+    annotations: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -72,6 +76,7 @@ def find_pairs(names: tuple[str, ...], read: ReadText) -> Found:
     if "eyes.csv" in inside:
         _read_eyes(inside["eyes.csv"], read, found)
     _take_masks(inside, found)
+    _take_annotations(inside, found)
     found.candidates.sort(key=lambda candidate: candidate.name)
     return found
 
@@ -254,7 +259,7 @@ def _missing(pointer: str, column: str, value: str, inside: dict[str, str], path
 def _take_masks(inside: dict[str, str], found: Found) -> None:
     """Give each candidate its ``masks/vessel/NAME.*`` (or ``masks/vessels/``): all pairs have one, or none has.
 
-    Other masks are left where they are. A case is called by its folder: ``masks/vessel/NNN.png``.
+    A case is called by its folder: ``masks/vessel/NNN.png``.
     """
     files: dict[str, list[str]] = {}
     for name, path in sorted(inside.items()):
@@ -276,6 +281,31 @@ def _take_masks(inside: dict[str, str], found: Found) -> None:
             found.problems.append(Problem(f"{some.rpartition('/')[0]}/{candidate.name}.png", "missing_mask", message))
         with_mask.append(replace(candidate, vessel=paths[0] if paths else None))
     found.candidates = with_mask
+    for paths in files.values():
+        for path in paths:
+            _left_out(found, path)
+
+
+def _take_annotations(inside: dict[str, str], found: Found) -> None:
+    """Give each candidate its other masks, ``masks/disc/NAME.*`` and the like; any of them may be absent.
+
+    Folders whose names are no names of masks (``MASK_NAME``) are left where they are.
+    """
+    files: dict[tuple[str, str], list[str]] = {}
+    for name, path in sorted(inside.items()):
+        parts = PurePosixPath(name).parts
+        inside_masks = len(parts) == 3 and parts[0].lower() == "masks"
+        if inside_masks and parts[1].lower() not in MASK_FOLDERS and MASK_NAME.fullmatch(parts[1]):
+            files.setdefault((PurePosixPath(name).stem, parts[1]), []).append(path)
+    for (stem, mask), paths in files.items():
+        if len(paths) > 1:
+            message = f"{len(paths)} masks {mask!r} for pair {printable(stem)!r}; keep one"
+            found.problems += [Problem(path, "duplicate_name", message) for path in paths]
+    masks = sorted({mask for _, mask in files})
+    found.candidates = [
+        replace(c, annotations=tuple((m, files.pop((c.name, m))[0]) for m in masks if (c.name, m) in files))
+        for c in found.candidates
+    ]
     for paths in files.values():
         for path in paths:
             _left_out(found, path)

@@ -140,23 +140,36 @@ class PairCheck:
         return np.asarray(cv2.cvtColor(fa, cv2.COLOR_RGB2GRAY))
 
     def _masks(self, shape: tuple[int, ...]) -> dict[str, Mask]:
-        """The masks that came with the pair, white above 127, on CF's grid; what is wrong with one is a problem."""
-        name = self._candidate.vessel
-        pixels = self._decode(name) if name is not None else None
-        if name is None or pixels is None:
-            return {}
+        """The masks that came with the pair, by name; what is wrong with one is a problem.
+
+        Vessels are in every eye, a disc or a lesion need not be: only a mask of vessels may not be empty.
+        """
+        masks: dict[str, Mask] = {}
+        vessel = self._candidate.vessel
+        for mask, name in (*((("vessel", vessel),) if vessel is not None else ()), *self._candidate.annotations):
+            marked = self._mask(name, shape)
+            if marked is not None and mask == "vessel" and not marked.any():
+                self._problem(name, "empty_mask", "the mask is empty: no pixel is brighter than 127; vessels are white")
+            elif marked is not None:
+                masks[mask] = marked
+        return dict(sorted(masks.items()))
+
+    def _mask(self, name: str, shape: tuple[int, ...]) -> Mask | None:
+        """One mask, white above 127, on CF's grid; None if it is none."""
+        pixels = self._decode(name)
+        if pixels is None:
+            return None
         if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
             pixels = pixels[..., 0]
         if pixels.ndim == 3:
-            self._problem(name, "bad_mask", "a mask has one channel; save it as a grey image, white where a vessel is")
+            message = "a mask has one channel; save it as a grey image, white where the structure is"
+            self._problem(name, "bad_mask", message)
         elif pixels.shape != shape:
             sizes = f"the mask is {pixels.shape[1]}x{pixels.shape[0]}, its CF {shape[1]}x{shape[0]} pixels"
             self._problem(name, "mask_size", f"{sizes}; draw the mask on the CF")
-        elif not (pixels > 127).any():
-            self._problem(name, "empty_mask", "the mask is empty: no pixel is brighter than 127; vessels are white")
         else:
-            return {"vessel": pixels > 127}
-        return {}
+            return np.asarray(pixels > 127)
+        return None
 
     def _landmarks(self) -> tuple[Points, Points] | None:
         """Points of CF and FA; None if the pair has none (or a problem with them)."""

@@ -33,7 +33,7 @@ class Pair:
 
     ``cf`` (3, H, W) and ``fa`` (1, H, W) are float32 in [-1, 1]; ``valid_cf`` and ``valid_fa`` (1, H, W) are bool: the
     area that each modality saw. Invalid pixels are black (-1) where padding made them. ``masks`` (H, W) bool are those
-    that came with the data set, by name (``vessel``).
+    that came with the data set, by name (``vessel``, ``disc`` ...), as far as they were asked for.
     """
 
     name: str
@@ -116,12 +116,14 @@ def load_pairs(
     crop_to_common: bool = False,
     *,
     eye_pattern: str | None = None,
+    masks: Collection[str] | None = ("vessel",),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PairSet:
     """Load a checked data-set folder, or check a raw folder or zip in any layout and load that.
 
     Pairs that are not square are padded to a square with black, invalid pixels and then resized to ``resolution``.
-    ``crop_to_common`` first crops each pair to the bounding box of the area that both modalities saw.
+    ``crop_to_common`` first crops each pair to the bounding box of the area that both modalities saw. ``masks`` names
+    those that are kept, where a pair has them; None keeps all.
     Raises ``InvalidDataset`` with all problems, ``NotFound``, or ``CorruptArtifact`` for a damaged checked folder.
     """
     split = read_split(path) if is_dataset_folder(path) else None
@@ -138,6 +140,8 @@ def load_pairs(
                 apart.append(Problem(checked.name, "no_overlap", message))
                 continue
             images = cropped
+        if masks is not None:
+            images = replace(images, masks={name: mask for name, mask in images.masks.items() if name in masks})
         pairs.append(to_pair(checked, images, resolution))
     if apart:
         raise InvalidDataset(f"{len(apart)} pair(s) cannot be cropped to a common area", problems=tuple(apart))

@@ -66,7 +66,8 @@ def test_the_digest_knows_masks_and_is_what_it_was_without(tmp_path: Path) -> No
     digests = {}
     for name, files in {
         "none": pair_files(2),
-        "disc": {**pair_files(2), "masks/disc/p0.png": b"not looked at"},
+        "sketch": {**pair_files(2), "masks/My sketch/p0.png": b"not looked at"},
+        "disc": {**pair_files(2), "masks/disc/p0.png": encode(mask_of(3))},
         "vessel": with_masks(2),
         "other": {**with_masks(2), "masks/vessel/p1.png": encode(mask_of(9))},
     }.items():
@@ -74,8 +75,8 @@ def test_the_digest_knows_masks_and_is_what_it_was_without(tmp_path: Path) -> No
         digests[name] = check(folder).digest
         write(check(folder), tmp_path / f"{name}-checked")
         assert load_pairs(tmp_path / f"{name}-checked", 96).digest == load_pairs(folder, 96).digest == digests[name]
-    assert digests["none"] == digests["disc"]
-    assert len(set(digests.values())) == 3
+    assert digests["none"] == digests["sketch"]
+    assert len(set(digests.values())) == 4
     assert "masks" not in json.loads((tmp_path / "none-checked/dataset.json").read_text())["pairs"][0]
     assert not (tmp_path / "none-checked/masks").exists()
 
@@ -169,3 +170,25 @@ def test_a_damaged_checked_mask_is_an_error(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(text)
     with pytest.raises(CorruptArtifact, match="unknown masks"):
         load_pairs(folder, 96)
+
+
+def test_other_masks_come_where_they_are_and_are_kept_on_request(tmp_path: Path) -> None:
+    files = with_masks(3)
+    files |= {"masks/disc/p0.png": encode(mask_of(5)), "masks/disc/p2.jpg": encode(mask_of(6))}
+    files |= {"masks/lesion/p1.png": encode(np.zeros((96, 96), np.uint8)), "masks/disc/q9.png": encode(mask_of(7))}
+    checked = check(write_folder(tmp_path / "set", files))
+    assert checked.ok, checked.problems
+    assert [pair.masks for pair in checked.pairs] == [("disc", "vessel"), ("lesion", "vessel"), ("disc", "vessel")]
+    assert [(warning.pointer, warning.code) for warning in checked.warnings] == [("masks/disc/q9.png", "ignored")]
+    write(checked, tmp_path / "checked")
+    for folder in (tmp_path / "set", tmp_path / "checked"):
+        kept = load_pairs(folder, 96, masks=None)
+        assert [sorted(pair.masks) for pair in kept] == [["disc", "vessel"], ["lesion", "vessel"], ["disc", "vessel"]]
+        assert np.array_equal(kept[0].masks["disc"].numpy(), mask_of(5) > 0) and not kept[1].masks["lesion"].any()
+        assert [sorted(pair.masks) for pair in load_pairs(folder, 96)] == [["vessel"]] * 3
+        assert [sorted(pair.masks) for pair in load_pairs(folder, 96, masks=["disc"])] == [["disc"], [], ["disc"]]
+    bad = {"masks/disc/p0.png": encode(mask_of(0, 64)), "masks/lesion/p1.png": b"nothing", "masks/disc/p2.png": b""}
+    found = check(write_folder(tmp_path / "bad", files | bad)).problems
+    twice = {(f"masks/disc/p2.{ending}", "duplicate_name") for ending in ("png", "jpg")}
+    expected = {("masks/disc/p0.png", "mask_size"), ("masks/lesion/p1.png", "not_an_image"), *twice}
+    assert {(problem.pointer, problem.code) for problem in found} >= expected
