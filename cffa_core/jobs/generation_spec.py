@@ -18,6 +18,7 @@ from cffa_core.jobs.spec_fields import (
     Seed,
     Sha256,
     Spec,
+    TokenName,
 )
 
 
@@ -57,6 +58,12 @@ class GenerateSettings(PairGrid):
     structures: Literal["dataset", "procedural"] | None = Field(
         default=None, description="Whose vessels a model of method controlnet draws: a data set's, or procedural eyes'."
     )
+    tokens: tuple[TokenName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="Of a model trained with tokens, those that are drawn; null: all of them.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gate: GateSpec | None = Field(default=None, description="With a gate, count is the number of ACCEPTED pairs.")
     only: tuple[PairTry, ...] | None = Field(
@@ -67,6 +74,12 @@ class GenerateSettings(PairGrid):
         "is try 0 of its index; with one, the manifest says which.",
     )
     seed: Seed = 42
+
+    @model_validator(mode="after")
+    def _names_each_token_once(self) -> Self:
+        if self.tokens is not None and len(set(self.tokens)) != len(self.tokens):
+            raise ValueError("tokens names each token once")
+        return self
 
     @model_validator(mode="after")
     def _chosen_pairs_are_of_the_grid(self) -> Self:

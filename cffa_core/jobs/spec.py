@@ -48,7 +48,9 @@ from cffa_core.jobs.spec_fields import (
     Seed,
     Sha256,
     Spec,
+    TokenName,
     check_structures,
+    check_tokens,
 )
 from cffa_core.jobs.training_spec import (
     ControlNetSpec,
@@ -56,6 +58,8 @@ from cffa_core.jobs.training_spec import (
     LossSpec,
     SharedAttentionSpec,
     SideBySideSpec,
+    TokenSpec,
+    TokensSpec,
     TrainingSpec,
     TrainSettings,
 )
@@ -110,9 +114,13 @@ __all__ = [
     "SharedAttentionSpec",
     "SideBySideSpec",
     "Spec",
+    "TokenName",
+    "TokenSpec",
+    "TokensSpec",
     "TrainSettings",
     "TrainingSpec",
     "check_structures",
+    "check_tokens",
     "parse_spec",
 ]
 

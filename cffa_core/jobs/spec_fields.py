@@ -24,6 +24,7 @@ BaseName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=200)
 ]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+TokenName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,32}$")]
 Resolution = Annotated[int, Field(ge=64, le=2048, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -142,3 +143,13 @@ def check_structures(method: Method, structures: str | None) -> None:
     else:
         message = f"a model of method {method} takes no structures; leave structures out"
     raise InvalidSpec(message, problems=(Problem("/structures", "structures", message),))
+
+
+def check_tokens(known: Sequence[str], asked: Sequence[str] | None) -> None:
+    """Raise ``InvalidSpec`` (pointer ``/tokens``) if a model that has the tokens ``known`` is asked for others."""
+    unknown = [name for name in asked or () if name not in known]
+    if not unknown:
+        return
+    there = f"it has {', '.join(known)}" if known else "it was trained without tokens; leave tokens out"
+    message = f"the model does not know the tokens {', '.join(unknown)}; {there}"
+    raise InvalidSpec(message, problems=(Problem("/tokens", "unknown_token", message),))

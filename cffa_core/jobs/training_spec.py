@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cffa_core.jobs.spec_fields import (
     CF_PROMPT,
@@ -19,6 +19,7 @@ from cffa_core.jobs.spec_fields import (
     SamplerSpec,
     Seed,
     Spec,
+    TokenName,
 )
 
 
@@ -84,6 +85,79 @@ class ControlNetSpec(Spec):
     scale: float = Field(default=1.0, gt=0, le=2, description="Weight of the ControlNets' residuals.")
 
 
+class TokenSpec(Spec):
+    """One placeholder token: ``<name>`` in prompts, bound to a mask (METHODS 6)."""
+
+    name: TokenName
+    masks: tuple[TokenName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Masks of the data set (masks/MASK/NAME.png) whose union is meant. Default: the mask called as the "
+        "token; for lesion, where there is none of that name, the union of all findings.",
+    )
+    source: Literal["masks", "frangi"] = Field(
+        default="masks", description="frangi: the map of Frangi's filter on the CF, which needs no masks; for vessels."
+    )
+    initial: Prompt | None = Field(
+        default=None, description="Words whose embedding the token starts from. Default: its name."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if self.source == "frangi" and self.masks is not None:
+            raise ValueError("a token has masks or source frangi, not both")
+        return self
+
+
+class TokensSpec(Spec):
+    """Placeholder tokens learnt from masks, in two phases (METHODS 6, Break-A-Scene; docs/masked-attention.md).
+
+    The first ``phase1_steps`` of the run train the tokens' embeddings alone, the others LoRAs and text encoder.
+    """
+
+    tokens: tuple[TokenSpec, ...] = Field(min_length=1, max_length=16, description="Tokens; a name stands for a token.")
+    template: Prompt = Field(
+        default="{prompt}, a photo of {tokens}",
+        description="{prompt}, the prompt of the modality, may be left out; {tokens} becomes `<a> and <b>`.",
+    )
+    phase1_steps: int = Field(default=400, ge=0)
+    phase1_learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Of the embeddings; constant.")
+    train_text_encoder: bool = Field(default=True, description="Phase 2 trains the text encoder beside the LoRAs.")
+    text_learning_rate: float = Field(default=2e-6, gt=0, le=1, description="Phase 2: of text encoder and embeddings.")
+    attention_lambda: float = Field(default=1e-2, ge=0, description="Weight of the attention loss.")
+    attention_side: int = Field(
+        default=16, ge=4, le=128, description="Side of the maps compared; the nearest that the UNet has is taken."
+    )
+    whole_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of phase 2's steps that take all tokens of an eye and the loss of the whole picture.",
+    )
+    prior_weight: float = Field(default=1.0, ge=0, description="Weight of prior preservation in phase 2; 0 = off.")
+    prior_images: int = Field(default=16, ge=1, le=999, description="Pictures per modality that the base draws for it.")
+    prior_steps: int = Field(default=25, ge=1, le=1000, description="Steps of the sampler that draws them.")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _names_are_tokens(cls, raw: Any) -> Any:
+        return [{"name": one} if isinstance(one, str) else one for one in raw] if isinstance(raw, list | tuple) else raw
+
+    @model_validator(mode="after")
+    def _is_coherent(self) -> Self:
+        if len({token.name for token in self.tokens}) != len(self.tokens):
+            raise ValueError("name each token once")
+        rest = self.template.replace("{tokens}", "", 1).replace("{prompt}", "", 1)
+        if "{tokens}" not in self.template or "{" in rest or "}" in rest:
+            raise ValueError("the template holds {tokens} once, {prompt} at most once and no other braces")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tokens, in order."""
+        return tuple(token.name for token in self.tokens)
+
+
 class TrainSettings(Spec):
     """All settings of a training run, apart from which data set it uses."""
 
@@ -106,6 +180,7 @@ class TrainSettings(Spec):
     shared_attention: SharedAttentionSpec | None = Field(default=None, description="For method shared_attention only.")
     side_by_side: SideBySideSpec | None = Field(default=None, description="For method side_by_side only.")
     controlnet: ControlNetSpec | None = Field(default=None, description="For method controlnet only.")
+    tokens: TokensSpec | None = Field(default=None, description="For method dual_unet only: tokens bound to masks.")
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0 switches the moving average off.")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
@@ -148,6 +223,11 @@ class TrainSettings(Spec):
             raise ValueError(f"{self.method} trains both modalities; dual_unet can train one alone")
         if self.method in SHARE_TIMESTEPS and self.timesteps != "shared":
             raise ValueError(f"{self.method} has one timestep for both images; leave timesteps out")
+        if self.tokens is not None:
+            if self.method is not Method.DUAL_UNET:
+                raise ValueError(f"tokens are learnt by method dual_unet, and this is {self.method}")
+            if self.tokens.phase1_steps > self.steps:
+                raise ValueError(f"tokens.phase1_steps is {self.tokens.phase1_steps}; the run has {self.steps} steps")
         for other in (Method.SHARED_ATTENTION, Method.SIDE_BY_SIDE, Method.CONTROLNET):
             if self.method is not other and getattr(self, other) is not None:
                 raise ValueError(f"{other} holds settings of method {other}, and this is {self.method}")
