@@ -42,6 +42,12 @@ class AttentionSettings(Spec):
         max_length=64,
         description="With kind self: points (x, y) as fractions of the image.",
     )
+    each_step: bool = Field(default=False, description="Keep the maps of every kept step by themselves too.")
+    each_layer: bool = Field(default=False, description="Keep the maps of every layer by themselves too.")
+    structures: Literal["procedural"] | None = Field(
+        default=None, description="What a model of method controlnet draws on; no other method takes any."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     @model_validator(mode="after")
     def _names_each_once(self) -> Self:

@@ -149,7 +149,8 @@ def test_gradients_flow_through_the_maps_of_a_training_step(base: Base, make: Ma
     wanted_value, wanted = of_the_maps(True)
     assert torch.allclose(value, wanted_value, rtol=1e-5)
     assert sum(float(g.abs().sum()) for g in gradients) > 0
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-8) for a, b in zip(gradients, wanted, strict=True))
+    scale = max(float(g.abs().max()) for g in wanted)
+    assert max(float((a - b).abs().max()) for a, b in zip(gradients, wanted, strict=True)) < 1e-5 * scale
 
 
 def test_capture_does_not_change_the_gradients_of_training(base: Base, make: Make) -> None:
