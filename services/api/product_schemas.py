@@ -95,7 +95,7 @@ class MetricList(BaseModel):
 
 
 class ReportView(BaseModel):
-    """What an evaluation found (``report``), and its files: the same as JSON and Markdown, and the pictures."""
+    """What a job found (``report``), and its files: the same as JSON and Markdown, the pictures, what else it made."""
 
     model_config = example(
         {
@@ -110,11 +110,12 @@ class ReportView(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A trained model, product of a training job."""
+    """A trained model, product of a training job. ``family``: ``pairs`` (of a pair method), or ``captioned``."""
 
     id: str
     job_id: str
     digest: str
+    family: str
     method: str | None
     base: str | None
     step: int | None
@@ -129,6 +130,7 @@ class ModelView(BaseModel):
             id=model.id,
             job_id=model.job_id,
             digest=model.digest,
+            family=model.card.get("family", "pairs"),
             method=model.card.get("method"),
             base=base.get("name") if isinstance(base, dict) else base,
             step=model.card.get("step"),

@@ -1,4 +1,7 @@
-"""The report of an evaluation job: as JSON with links to its files, and each file under an address of this server."""
+"""The report of a job: as JSON with links to its files, and each file under an address of this server.
+
+Evaluations, attention jobs and jobs of the captioned model make one; what is in it is the matter of their recipes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import BinaryIO
 from fastapi import APIRouter, Request, Response
 
 from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import REPORTS, Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.storage.base import ObjectInfo
 from cffa_core.storage.manifest import read_verified
@@ -22,7 +25,15 @@ from services.api.product_schemas import ReportView, StoredFileView
 from services.api.ranges import serve
 
 REPORT = "report.json"
-TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8", ".png": "image/png"}
+TYPES = {
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".md": "text/markdown; charset=utf-8",
+    ".png": "image/png",
+    ".zip": "application/zip",
+}
+MAX_SHOWN = 32 * 2**20
+"""Larger files are not read into memory to be shown; they are downloaded by their links."""
 router = APIRouter(tags=["results"])
 _FILE: Answers = {
     200: {
@@ -38,7 +49,7 @@ _FILE: Answers = {
 @router.get(
     "/v1/jobs/{job_id}/report",
     operation_id="getReport",
-    summary="The report of an evaluation job",
+    summary="The report of a job",
     responses=documented(404, 409, 410, 503),
 )
 def get_report(job_id: JobId, backend: TheBackend, owner: Owner) -> ReportView:
@@ -66,6 +77,8 @@ def get_report_file(request: Request, job_id: JobId, name: str, backend: TheBack
     if name not in files:
         raise NotFound(f"the report of job {job_id} has no file {name!r}; it has {', '.join(sorted(files))}")
     info = files[name]
+    if info.size > MAX_SHOWN:
+        raise Conflict(f"{name} has {info.size} bytes and is not shown in place; download it by its link in the report")
 
     def opened(start: int, length: int) -> BinaryIO:
         return io.BytesIO(read_verified(backend.objects, info)[start : start + length])
@@ -83,7 +96,7 @@ def get_report_file(request: Request, job_id: JobId, name: str, backend: TheBack
 
 for _method in ("GET", "HEAD"):
     router.add_api_route(
-        "/v1/jobs/{job_id}/report/{name}",
+        "/v1/jobs/{job_id}/report/{name:path}",
         get_report_file,
         methods=[_method],
         response_class=Response,
@@ -94,13 +107,14 @@ for _method in ("GET", "HEAD"):
 
 
 def _files(backend: Backend, owner: str, job_id: str) -> dict[str, ObjectInfo]:
-    """Files of the report of a succeeded evaluation; raises ``Conflict``, ``Expired`` or ``NotFound``."""
+    """Files of the report of a succeeded job; raises ``Conflict``, ``Expired`` or ``NotFound``."""
     job = backend.store.get_job(owner, job_id)
-    if job.kind is not Kind.EVALUATION:
-        raise Conflict(f"job {job_id} is a {job.kind} job; only evaluation jobs make a report")
+    if job.kind not in REPORTS:
+        raise Conflict(f"job {job_id} is a {job.kind} job; only {', '.join(REPORTS)} jobs make a report")
     if job.state is JobState.EXPIRED:
         raise Expired(f"the products of job {job_id} were removed by retention")
     if job.state is not JobState.SUCCEEDED:
         raise not_made(job, "the report")
-    (unit,) = backend.store.parts(owner, job_id, kind=UnitKind.EVALUATE)
+    kind = UnitKind.EVALUATE if job.kind is Kind.EVALUATION else UnitKind.COMPUTE
+    (unit,) = backend.store.parts(owner, job_id, kind=kind)
     return unit.stored.files

@@ -27,6 +27,10 @@ PRODUCTS = {
     Kind.GENERATION: ["pairs", "archives"],
     Kind.EVALUATION: ["report"],
     Kind.EXPORT: ["archives"],
+    Kind.ATTENTION: ["report"],
+    Kind.EDIT: ["pairs", "archives"],
+    Kind.CAPTIONED_TRAINING: ["checkpoints"],
+    Kind.CAPTIONED: ["report"],
 }
 
 
@@ -102,7 +106,7 @@ class ExportRequest(ExportSettings, JobTerms):
 
 
 class CountsView(BaseModel):
-    """Pairs of a generation job by outcome; all zero for other kinds."""
+    """Pairs of a generation or edit job by outcome; all zero for other kinds."""
 
     requested: int
     generated: int

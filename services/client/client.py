@@ -10,7 +10,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,7 +18,17 @@ import httpx
 
 from cffa_core.errors import CorruptArtifact, NotFound
 from cffa_core.jobs.records import ANY_JOB, USUAL_TERMS, JobFilter, Terms
-from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, Kind, TrainSettings
+from cffa_core.jobs.spec import (
+    AttentionSettings,
+    CaptionedSettings,
+    CaptionedTrainSettings,
+    EvaluateSettings,
+    ExportSettings,
+    GenerateSettings,
+    Kind,
+    Spec,
+    TrainSettings,
+)
 from cffa_core.jobs.state import JobState
 from services.client import download, upload
 from services.client.datasets import DatasetCalls
@@ -213,6 +223,34 @@ class CffaClient:
         named = {name: id_ for name, id_ in references.items() if id_ is not None}
         return self._submit("/v1/evaluation-jobs", named, settings, priority, asked)
 
+    def submit_attention(
+        self, model_id: str, settings: AttentionSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS
+    ) -> Job:
+        """Post a look into the attention of a pair model; see :meth:`report`. Raises ``InvalidSpec``."""
+        return self._submit("/v1/attention-jobs", {"model_id": model_id}, settings, priority, asked)
+
+    def submit_captioned_training(
+        self, dataset_id: str, settings: CaptionedTrainSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS
+    ) -> Job:
+        """Post a training of the captioned model on a data set that has captions; raises ``InvalidSpec``."""
+        return self._submit("/v1/captioned-training-jobs", {"dataset_id": dataset_id}, settings, priority, asked)
+
+    def submit_captioned(
+        self,
+        model_id: str,
+        settings: CaptionedSettings,
+        *,
+        dataset_id: str | None = None,
+        priority: int = 0,
+        asked: Terms = USUAL_TERMS,
+    ) -> Job:
+        """Post the drawing of texts, or with ``dataset_id`` the captioning of its images; see :meth:`report`.
+
+        Raises ``InvalidSpec`` naming every bad field, also for a model that is not a captioned one.
+        """
+        named = {"model_id": model_id} if dataset_id is None else {"model_id": model_id, "dataset_id": dataset_id}
+        return self._submit("/v1/captioned-jobs", named, settings, priority, asked)
+
     def submit_export(
         self, generation_job_id: str, settings: ExportSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS
     ) -> Job:
@@ -391,7 +429,7 @@ class CffaClient:
         return self._get(f"/v1/jobs/{job_id}/archives/{'all' if part is None else part}", Archive)
 
     def report(self, job_id: str) -> Report:
-        """The report of an evaluation; raises ``Conflict`` while it is not made, ``NotFound`` if it never will be."""
+        """The report of a job; raises ``Conflict`` while it is not made, ``NotFound`` if it never will be."""
         return self._get(f"/v1/jobs/{job_id}/report", Report)
 
     def download_report(self, job_id: str, folder: Path, *, on_bytes: OnBytes | None = None) -> Report:
@@ -401,7 +439,7 @@ class CffaClient:
         """
         report = self.report(job_id)
         for file in report.files:
-            if PurePath(file.name).name != file.name:
+            if not _is_inside(file.name):
                 raise CorruptArtifact(f"{file.name!r} is no name for a file; nothing was written to it")
             self._fetch_report_file(job_id, file.name, report, folder, on_bytes)
         return report
@@ -448,7 +486,7 @@ class CffaClient:
         self,
         path: str,
         reference: Mapping[str, str],
-        settings: TrainSettings | GenerateSettings | EvaluateSettings | ExportSettings,
+        settings: Spec,
         priority: int,
         asked: Terms,
     ) -> Job:
@@ -491,6 +529,18 @@ class CffaClient:
             token = page.next_page_token
             if token is None:
                 return
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name, with or without folders, stays inside the folder that it is put into."""
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts)
+        and path.as_posix() == name
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in name
+    )
 
 
 def _new_key() -> str:

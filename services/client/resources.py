@@ -81,11 +81,12 @@ class Dataset(Resource):
 
 
 class Model(Resource):
-    """A trained model, product of the training job ``job_id``."""
+    """A trained model, product of the training job ``job_id``; ``family``: pairs (of a pair method) or captioned."""
 
     id: str
     job_id: str
     digest: str
+    family: str = "pairs"
     method: str | None = None
     base: str | None = None
     step: int | None = None
@@ -186,7 +187,7 @@ class EmptySlot(Resource):
 
 
 class Report(Resource):
-    """What an evaluation found, and the files that show it: report.json, report.md and pictures."""
+    """What a job found, and the files that show it: report.json, report.md, pictures, and what else it made."""
 
     report: dict[str, Any]
     files: list[ReportFile]

@@ -105,12 +105,20 @@ async function act(job, verb) {
   await refresh();
 }
 
-const KINDS = { training: "Training", generation: "Generation", evaluation: "Evaluation", export: "Export" };
+const KINDS = { training: "Training", generation: "Generation", evaluation: "Evaluation", export: "Export",
+  attention: "Attention", edit: "Edit", captioned_training: "Captioned training", captioned: "Captioned" };
+const PAIRS = ["generation", "edit"];
+const REPORTS = ["evaluation", "attention", "captioned"];
+const texts = ({ texts: all, images_per_text: each }) => `${all.length * each} image${all.length * each === 1 ? "" : "s"} of “${all[0]}”`
+  + (all.length > 1 ? ` and ${all.length - 1} more` : "");
 
 function subject({ kind, spec }) {
   if (kind === "training") return `${spec.method} on ${spec.base}, ${spec.steps} steps`;
   if (kind === "generation") return `${spec.count} pairs at ${spec.resolution} px`;
   if (kind === "export") return `${spec.form} of ${spec.generation_job_id}`;
+  if (kind === "attention") return `${spec.kinds.join(" and ")} attention of pair ${spec.index}, seed ${spec.seed}`;
+  if (kind === "captioned_training") return `${spec.modality.toUpperCase()} captions of ${spec.dataset_id}, ${spec.steps} steps`;
+  if (kind === "captioned") return spec.task === "text_to_image" ? texts(spec) : `captions of ${spec.dataset_id}`;
   return `pairs of ${spec.generation_job_id ?? spec.pairs_dataset_id}, at most ${spec.max_pairs}`;
 }
 
@@ -122,11 +130,11 @@ function jobCard(job) {
   bar.setAttribute("aria-label", `Progress of ${job.id}`);
   const buttons = element("span", { className: "end row" });
   const button = (text, onclick) => buttons.append(element("button", { type: "button", textContent: text, onclick }));
-  if (job.kind === "generation" && job.counts.generated) button("View pairs", async () => {
+  if (PAIRS.includes(job.kind) && job.counts.generated) button("View pairs", async () => {
     await choose(job.id);
     byId("pairs-section").scrollIntoView({ behavior: "smooth" });
   });
-  if (job.kind === "evaluation" && done) button("View report", async () => {
+  if (REPORTS.includes(job.kind) && done) button("View report", async () => {
     await chooseReport(job.id);
     byId("report-section").scrollIntoView({ behavior: "smooth" });
   });
@@ -152,8 +160,8 @@ const datasetCard = (dataset) => element("li", { className: "card" },
     onclick: () => showDocument(`Report of ${dataset.name}`, `v1/datasets/${dataset.id}/report`) }));
 
 const modelCard = (model) => element("li", { className: "card" },
-  element("div", { className: "row" }, element("strong", { textContent: model.method ?? "model" }),
-    `on ${model.base ?? "?"}, step ${model.step ?? "?"}`,
+  element("div", { className: "row" }, element("strong", { textContent: model.method ?? model.family }),
+    `${model.base ? `on ${model.base}, ` : ""}step ${model.step ?? "?"}`,
     element("span", { className: "soft end", textContent: ago(model.created_at) })),
   element("code", { textContent: model.id }), " ", element("button", { type: "button", textContent: "Card",
     onclick: () => showDocument(`Card of ${model.id}`, `v1/models/${model.id}/card`) }));
@@ -251,8 +259,8 @@ async function recall() {
   const [job, at, mode] = location.hash.slice(1).split("/");
   if (!job.startsWith("job_")) return;
   const { kind, state } = await get(`v1/jobs/${job}`);
-  if (kind === "export") return;
-  if (kind === "evaluation") return state === "succeeded" ? chooseReport(job) : undefined;
+  if (REPORTS.includes(kind)) return state === "succeeded" ? chooseReport(job) : undefined;
+  if (!PAIRS.includes(kind)) return;
   await choose(job);
   if (["side", "slider", "checker"].includes(mode)) compare(mode);
   if (at) open(Number(at));

@@ -159,7 +159,9 @@ def submit_generate(
 
 
 def jobs(
-    kind: Annotated[str | None, typer.Option(help="training | generation | evaluation | export")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="training | generation | edit | evaluation | export | attention | ...")
+    ] = None,
     state: Annotated[str | None, typer.Option(help="queued | running | succeeded | failed | ...")] = None,
     after: Annotated[datetime | None, typer.Option(help="Posted then or later (UTC).")] = None,
     before: Annotated[datetime | None, typer.Option(help="Posted earlier (UTC).")] = None,
@@ -213,12 +215,14 @@ def download(
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
-    """Download the archive of a generation job, an export, or an evaluation's report; goes on where it broke off."""
+    """Download the archive of a generation job, an export, or the report of a job that makes one; goes on where it
+    broke off."""
+    from cffa_core.jobs.spec import REPORTS
     from services.client.download import digest_of
 
     with options.connect(url, api_key) as client, progress_bars() as bars:
         kind = client.job(job_id).kind
-        if kind == "evaluation":
+        if kind in REPORTS:
             print_report_files(*download_report(client, job_id, out, bars), as_json=as_json)
             return
         if kind == "export" and part is None:

@@ -16,7 +16,7 @@ from services.client.keys import find_key
 
 if TYPE_CHECKING:
     from cffa_core.jobs.records import Terms
-    from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
+    from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, Spec, TrainSettings
     from cffa_core.settings import Settings
     from services.client.client import CffaClient
 
@@ -33,7 +33,7 @@ Key = Annotated[
         rich_help_panel="Service",
     ),
 ]
-S = TypeVar("S", "TrainSettings", "GenerateSettings", "EvaluateSettings", "ExportSettings")
+S = TypeVar("S", bound="Spec")
 DEFAULT_URL = "http://127.0.0.1:8008"
 
 SpecFile = Annotated[
@@ -165,6 +165,11 @@ def evaluate_settings(spec: Path | None, assignments: list[str] | None, **fields
     from cffa_core.jobs.spec import EvaluateSettings
 
     return _validated(EvaluateSettings, _merged(spec, assignments, fields))
+
+
+def settings_of(kind: type[S], spec: Path | None, assignments: list[str] | None, **fields: object) -> S:
+    """Settings of one kind from options, ``fields`` by dotted name; raises ``InvalidSpec`` naming every bad field."""
+    return _validated(kind, _merged(spec, assignments, fields))
 
 
 def export_settings(form: str, shard_size: int, **selection: object) -> ExportSettings:

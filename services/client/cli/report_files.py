@@ -1,4 +1,4 @@
-"""Reports of evaluation jobs on the command line: their download, and what is printed of it."""
+"""Reports of jobs on the command line: their download, and what is printed of it."""
 
 from __future__ import annotations
 
