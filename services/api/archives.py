@@ -1,4 +1,4 @@
-"""Archives of a generation job: one per finished part while it runs, one of the whole. Those of an export, too."""
+"""Archives of jobs that make pairs: one per finished part while it runs, one of the whole. Those of an export, too."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fastapi import APIRouter
 
 from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Job, Part
-from cffa_core.jobs.spec import ExportSpec, GenerationSpec
+from cffa_core.jobs.spec import ExportSpec, PairGrid
 from cffa_core.jobs.state import UnitKind
 from services.api import exports
 from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.paging import PageSize, PageToken, offset_of
-from services.api.pairs import generation_job, not_made
+from services.api.pairs import job_with_pairs, not_made
 from services.api.problems import documented
 from services.api.product_schemas import ArchiveList, ArchiveView
 
@@ -33,7 +33,7 @@ def list_archives(
     URLs are fresh, and expire."""
     if (exported := _export(backend, owner, job_id)) is not None:
         return exports.list_files(backend, owner, exported, offset_of(page_token), page_size)
-    job, spec = generation_job(backend, owner, job_id)
+    job, spec = job_with_pairs(backend, owner, job_id)
     parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=offset_of(page_token), limit=page_size + 1)
     return ArchiveList(
         parts=[_part_view(backend, job, spec, part) for part in parts[:page_size]],
@@ -52,7 +52,7 @@ def get_whole_archive(job_id: JobId, backend: TheBackend, owner: Owner) -> Archi
     """All pairs of a succeeded job in one zip, its manifest last; of an export, its archive, if it is one alone."""
     if (exported := _export(backend, owner, job_id)) is not None:
         return exports.get_only_file(backend, owner, exported)
-    job, spec = generation_job(backend, owner, job_id)
+    job, spec = job_with_pairs(backend, owner, job_id)
     whole = _whole(backend, owner, job, spec)
     if whole is None:
         raise not_made(job, "the archive of the whole job")
@@ -69,7 +69,7 @@ def get_part_archive(job_id: JobId, number: int, backend: TheBackend, owner: Own
     """The pairs of part `number`, as soon as it is finished; of an export, its archive `number`."""
     if (exported := _export(backend, owner, job_id)) is not None:
         return exports.get_file(backend, owner, exported, number)
-    job, spec = generation_job(backend, owner, job_id)
+    job, spec = job_with_pairs(backend, owner, job_id)
     if not 0 <= number < spec.parts:
         raise NotFound(f"job {job_id} has the parts 0 to {spec.parts - 1}")
     parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=1)
@@ -84,7 +84,7 @@ def _export(backend: Backend, owner: str, job_id: str) -> Job | None:
     return job if isinstance(job.spec, ExportSpec) else None
 
 
-def _whole(backend: Backend, owner: str, job: Job, spec: GenerationSpec) -> ArchiveView | None:
+def _whole(backend: Backend, owner: str, job: Job, spec: PairGrid) -> ArchiveView | None:
     parts = backend.store.parts(owner, job.id, kind=UnitKind.FINALIZE, limit=1)
     if not parts:
         return None
@@ -92,7 +92,7 @@ def _whole(backend: Backend, owner: str, job: Job, spec: GenerationSpec) -> Arch
     return archive_view(backend, parts[0], "archive.zip", None, pairs, f"{job.id}.zip")
 
 
-def _part_view(backend: Backend, job: Job, spec: GenerationSpec, part: Part) -> ArchiveView:
+def _part_view(backend: Backend, job: Job, spec: PairGrid, part: Part) -> ArchiveView:
     pairs = len(part.info.get("pairs", spec.part_range(part.index)))
     return archive_view(backend, part, "pairs.zip", part.index, pairs, f"{job.id}-part-{part.index:05d}.zip")
 

@@ -16,7 +16,7 @@ from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.archives import archive_view
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.pair_schemas import ExhaustedList, ExhaustedView, RejectList, RejectView, scored
-from services.api.pairs import first_part, generation_job, not_made
+from services.api.pairs import first_part, job_with_pairs, not_made
 from services.api.problems import documented
 from services.api.product_schemas import ArchiveView
 
@@ -35,7 +35,7 @@ def list_rejects(
 ) -> RejectList:
     """Refused pairs of all finished parts, by index and try, each with the reasons. Empty for a job without a gate."""
     first = divmod(offset_of(page_token), MAX_TRIES)
-    _, spec = generation_job(backend, owner, job_id)
+    _, spec = job_with_pairs(backend, owner, job_id)
     found: list[RejectView] = []
     number = first_part(spec, first[0])
     while len(found) <= page_size:
@@ -64,7 +64,7 @@ def list_exhausted(
     job_id: JobId, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
 ) -> ExhaustedList:
     """Empty slots of all finished parts, by index: number of tries and the best that any of them reached."""
-    _, spec = generation_job(backend, owner, job_id)
+    _, spec = job_with_pairs(backend, owner, job_id)
     first = offset_of(page_token)
     found: list[ExhaustedView] = []
     number = first_part(spec, first)
@@ -88,7 +88,7 @@ def list_exhausted(
 )
 def get_rejects_archive(job_id: JobId, number: int, backend: TheBackend, owner: Owner) -> ArchiveView:
     """A zip of the pairs that the gate refused in part `number`; its manifest says why. 404 if none was."""
-    job, spec = generation_job(backend, owner, job_id)
+    job, spec = job_with_pairs(backend, owner, job_id)
     if not 0 <= number < spec.parts:
         raise NotFound(f"job {job_id} has the parts 0 to {spec.parts - 1}")
     parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=1)

@@ -91,7 +91,7 @@ def post_evaluation_job(
     status_code=202,
     response_model=JobView,
     operation_id="postExport",
-    summary="Export pairs of a generation job",
+    summary="Export pairs of a generation or edit job",
     responses=documented(400, 403, 404, 409, 410, 413, 422, 503),
 )
 def post_export(

@@ -40,11 +40,19 @@ class Scored(BaseModel):
 
 
 class PairView(Scored):
-    """One made pair: its seed, its scores and its two images."""
+    """One made pair: its seed, its scores and its two images; of an edited pair what it was, and what changed."""
 
     cf: StoredImage
     fa: StoredImage
     fa_chroma: float | None = Field(description="Mean |a*|, |b*| of FA before it became one channel.")
+    source: dict[str, Any] | None = Field(
+        default=None, description="Edited pairs: what was edited, by name or index and by digest."
+    )
+    edit: dict[str, Any] | None = Field(
+        default=None, description="Edited pairs: what the edit did, e.g. `mask_area`, the share of the image."
+    )
+    mask: StoredImage | None = Field(default=None, description="Edited pairs: white where the edit acted.")
+    sheet: StoredImage | None = Field(default=None, description="Edited pairs: before and after, side by side.")
 
 
 class PairList(BaseModel):
@@ -94,3 +102,8 @@ def scored(part: int, raw: dict[str, Any]) -> dict[str, Any]:
         "alignment": raw.get("alignment"),
         "novelty": raw.get("novelty"),
     }
+
+
+def edited(raw: dict[str, Any]) -> dict[str, Any]:
+    """What an entry of a ``part.json`` says of an edit; nothing for a generated pair."""
+    return {name: raw[name] for name in ("source", "edit") if name in raw}

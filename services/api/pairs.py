@@ -1,4 +1,7 @@
-"""Made pairs, one by one: each PNG is served as a byte range of the archive of its part, so it is stored once."""
+"""Made pairs, one by one: each PNG is served as a byte range of the archive of its part, so it is stored once.
+
+Generated and edited pairs alike; an edited one has its mask and its sheet besides CF and FA.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from fastapi import APIRouter, Request, Response
 
 from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound, Problem
 from cffa_core.jobs.records import Job, Part
-from cffa_core.jobs.spec import GenerationSpec
+from cffa_core.jobs.spec import GenerationSpec, PairGrid
 from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
+from cffa_core.recipes.archive import images_of
 from cffa_core.recipes.regenerate import regeneration
 from cffa_core.storage.manifest import read_verified
 from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
 from services.api.job_terms import JobTerms
 from services.api.jobs import create_job
 from services.api.paging import PageSize, PageToken, offset_of
-from services.api.pair_schemas import PairList, PairView, StoredImage, scored
+from services.api.pair_schemas import PairList, PairView, StoredImage, edited, scored
 from services.api.problems import Answers, documented
 from services.api.ranges import serve
 from services.api.schemas import JobView
@@ -34,14 +38,14 @@ PNG: Answers = {
 @router.get(
     "/v1/jobs/{job_id}/pairs",
     operation_id="listPairs",
-    summary="Finished pairs of a generation job",
+    summary="Finished pairs of a generation or edit job",
     responses=documented(404, 409, 410, 422, 503),
 )
 def list_pairs(
     job_id: JobId, backend: TheBackend, owner: Owner, page_size: PageSize = 50, page_token: PageToken = None
 ) -> PairList:
     """Pairs of all finished parts in index order. Parts may finish out of order, so earlier ones can appear later."""
-    job, spec = generation_job(backend, owner, job_id)
+    job, spec = job_with_pairs(backend, owner, job_id)
     first = offset_of(page_token)
     found: list[PairView] = []
     number = first_part(spec, first)
@@ -80,17 +84,28 @@ def regenerate_pair(
     job_id: JobId, index: int, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Queue a job that draws this pair alone, on a worker with the numerics of the job that made it. Its result says
-    under `regenerated` whether the two files are the same to the last bit."""
+    under `regenerated` whether the two files are the same to the last bit. Pairs of generation jobs only."""
     job, _, raw = _find(backend, owner, job_id, index)
-    assert isinstance(job.spec, GenerationSpec)
+    if not isinstance(job.spec, GenerationSpec):
+        raise Conflict(
+            f"job {job_id} is a {job.kind} job, whose pairs are not made again one by one; post an edit of this pair"
+        )
     return create_job(backend, owner, regeneration(job.spec, job.id, raw), JobTerms(), idempotency_key)
 
 
 def get_image(
-    request: Request, job_id: JobId, index: int, modality: Literal["cf", "fa"], backend: TheBackend, owner: Owner
+    request: Request,
+    job_id: JobId,
+    index: int,
+    modality: Literal["cf", "fa", "mask", "sheet"],
+    backend: TheBackend,
+    owner: Owner,
 ) -> Response:
-    """The PNG as it stands in the archive; supports Range, its ETag is its SHA-256. It is checked before it is sent."""
+    """The PNG as it stands in the archive; supports Range, its ETag is its SHA-256. It is checked before it is sent.
+    `mask` and `sheet` (before and after) are there for edited pairs."""
     _, part, raw = _find(backend, owner, job_id, index)
+    if modality not in images_of(raw):
+        raise NotFound(f"pair {index} of job {job_id} has no {modality}: it was generated, not edited")
     entry = raw[modality]
     archive = part.stored.files["pairs.zip"]
 
@@ -124,11 +139,11 @@ for _method in ("GET", "HEAD"):
     )
 
 
-def generation_job(backend: Backend, owner: str, job_id: str) -> tuple[Job, GenerationSpec]:
+def job_with_pairs(backend: Backend, owner: str, job_id: str) -> tuple[Job, PairGrid]:
     """The job and its spec; raises ``Conflict`` if it is of another kind, ``Expired`` if its products were removed."""
     job = backend.store.get_job(owner, job_id)
-    if not isinstance(job.spec, GenerationSpec):
-        raise Conflict(f"job {job_id} is a {job.kind} job; only generation jobs make pairs and archives")
+    if not isinstance(job.spec, PairGrid):
+        raise Conflict(f"job {job_id} is a {job.kind} job; only generation and edit jobs make pairs and archives")
     if job.state is JobState.EXPIRED:
         raise Expired(f"the products of job {job_id} were removed by retention")
     return job, job.spec
@@ -160,20 +175,21 @@ def pair_view(job: Job, part: Part, raw: dict[str, Any]) -> PairView:
         url = f"/v1/jobs/{job.id}/pairs/{index}/{modality}.png"
         return StoredImage(name=entry["name"], size=entry["size"], sha256=entry["sha256"], url=url)
 
-    images = {"cf": image("cf"), "fa": image("fa"), "fa_chroma": raw.get("fa_chroma")}
-    return PairView.model_validate(scored(part.index, raw) | images)
+    images = {name: image(name) for name in images_of(raw)}
+    return PairView.model_validate(scored(part.index, raw) | images | edited(raw) | {"fa_chroma": raw.get("fa_chroma")})
 
 
-def first_part(spec: GenerationSpec, index: int) -> int:
+def first_part(spec: PairGrid, index: int) -> int:
     """The part in which the pairs from ``index`` on begin."""
     return bisect_left(spec.indices, index) // spec.part_size
 
 
 def _find(backend: Backend, owner: str, job_id: str, index: int) -> tuple[Job, Part, dict[str, Any]]:
-    job, spec = generation_job(backend, owner, job_id)
+    job, spec = job_with_pairs(backend, owner, job_id)
     number = spec.part_of(index)
     if number is None:
-        has = f"0 to {spec.count - 1}" if spec.only is None else ", ".join(map(str, spec.indices[:5]))
+        whole = len(spec.indices) == spec.count
+        has = f"0 to {spec.count - 1}" if whole else ", ".join(map(str, spec.indices[:5]))
         problem = Problem("path:index", "out_of_range", f"the job has the pairs {has}")
         raise NotFound(f"job {job_id} has no pair {index}", problems=(problem,))
     parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=1)
@@ -182,7 +198,7 @@ def _find(backend: Backend, owner: str, job_id: str, index: int) -> tuple[Job, P
     for raw in pairs_of(backend, parts[0]):
         if raw["index"] == index:
             return job, parts[0], raw
-    if spec.gate is not None:
+    if isinstance(spec, GenerationSpec) and spec.gate is not None:
         problem = Problem("path:index", "exhausted", f"none of {spec.gate.max_tries} tries passed the gate")
         raise NotFound(f"pair {index} of job {job_id} was not made: no try passed the gate", problems=(problem,))
     raise not_made(job, f"pair {index}")
