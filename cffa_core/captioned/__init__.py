@@ -1,1 +1,1 @@
-"""The captioned model: fundus images from text and text from fundus images (METHODS 7)."""
+"""The captioned model: text to picture and picture to text, one model family of its own (METHODS 7)."""

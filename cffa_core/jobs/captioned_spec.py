@@ -9,6 +9,28 @@ from pydantic import Field, model_validator
 from cffa_core.jobs.spec_fields import Identifier, Kind, Prompt, Seed, Spec
 
 
+Width = Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
+
+
+class CaptionedSizes(Spec):
+    """Widths of the model's parts. Pictures are 224 x 224 and their latents 7 x 7, whatever is set here (METHODS 7)."""
+
+    embedding: Width = Field(default=512, description="Numbers that stand for a text or a picture.")
+    latent_channels: Width = 256
+    unet: tuple[Width, Width, Width] = Field(default=(128, 256, 512), description="Channels of the UNet's levels.")
+    image: Width = Field(default=32, description="First of the encoder's five widths, each twice the one before.")
+    decoder: Width = Field(default=128, description="First of the picture decoder's four widths, each half as wide.")
+    text: Width = Field(default=256, description="Width of the text encoder and of the caption decoder.")
+    text_layers: int = Field(default=2, ge=1, le=24)
+    max_tokens: int = Field(default=64, ge=4, le=1024, description="Longest text in words and marks, start and end.")
+
+    @model_validator(mode="after")
+    def _decoder_can_be_halved(self) -> Self:
+        if self.decoder % 64:
+            raise ValueError("decoder must be a multiple of 64: it is halved three times, in groups of 8")
+        return self
+
+
 class CaptionedTrainSettings(Spec):
     """All settings of a training of the captioned model, apart from which data set it uses.
 
@@ -16,6 +38,11 @@ class CaptionedTrainSettings(Spec):
     """
 
     modality: Literal["cf", "fa"] = "cf"
+    sizes: CaptionedSizes = CaptionedSizes()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    augment: Literal["none", "dihedral"] = Field(
+        default="dihedral", description="dihedral: flips and quarter turns; none where captions say left or right."
+    )
     steps: int = Field(default=4000, ge=1, le=1_000_000)
     batch_size: int = Field(default=32, ge=2, le=1024)
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
@@ -25,7 +52,7 @@ class CaptionedTrainSettings(Spec):
     caption_weight: float = Field(default=1.0, ge=0)
     reconstruction_weight: float = Field(default=1.0, ge=0)
     diffusion_weight: float = Field(default=1.0, ge=0)
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="Share of steps without text, for guidance.")
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1, description="Share of pictures without text.")
     holdout: float = Field(default=0.1, ge=0, lt=1, description="Fraction of EYES held out for validation.")
     validate_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)

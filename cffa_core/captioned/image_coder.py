@@ -1,0 +1,113 @@
+"""Pictures to embeddings and back: five stride-2 convolutions, and a decoder from a 7 x 7 latent (METHODS 7).
+
+The latent is the decoder's own projection of an embedding; here is also what standardises it. Knows no text and no
+noise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cffa_core.jobs.captioned_spec import CaptionedSizes
+
+SIDE = 224
+LATENT_SIDE = 7
+GROUPS = 8
+SQUEEZED = 64
+# How much of the latents' statistics each training step renews.
+RENEWAL = 0.02
+
+
+def _block(channels: int, width: int, stride: int) -> nn.Sequential:
+    """Convolution 3x3, group normalisation, SiLU."""
+    convolution = nn.Conv2d(channels, width, 3, stride, 1)
+    return nn.Sequential(convolution, nn.GroupNorm(GROUPS, width), nn.SiLU())
+
+
+class ImageEncoder(nn.Module):
+    """Five stride-2 convolutions; the embedding reads what is there (means, maxima over all places) and where.
+
+    A finding may be one dot anywhere in the picture: a maximum over places sees it, a mean would drown it. Embeddings
+    are normalised to mean 0 and deviation 1 over their numbers, so that their scale is no way out of the losses.
+    """
+
+    def __init__(self, sizes: CaptionedSizes) -> None:
+        super().__init__()
+        widths = [sizes.image * 2**level for level in range(5)]
+        self.levels = nn.ModuleList(
+            _block(channels, width, 2) for channels, width in zip([3, *widths[:-1]], widths, strict=True)
+        )
+        self.squeeze = nn.Conv2d(widths[-1], SQUEEZED, 1)
+        self.head = nn.Linear(2 * widths[-1] + SQUEEZED * LATENT_SIDE**2, sizes.embedding)
+        self.norm = nn.LayerNorm(sizes.embedding, elementwise_affine=False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images ``(B, 3, 224, 224)`` in [-1, 1] to the embedding ``(B, E)``, then the maps of the last four levels."""
+        maps = []
+        for level in self.levels:
+            images = level(images)
+            maps.append(images)
+        found = torch.cat([images.mean((2, 3)), images.amax((2, 3)), self.squeeze(images).flatten(1)], dim=1)
+        return (self.norm(self.head(found)), *maps[1:])
+
+
+class ImageDecoder(nn.Module):
+    """Embedding ``(B, E)`` -> latent ``(B, C, 7, 7)`` by a linear map -> picture ``(B, 3, 224, 224)``."""
+
+    def __init__(self, sizes: CaptionedSizes) -> None:
+        super().__init__()
+        self.channels = sizes.latent_channels
+        self.projection = nn.Linear(sizes.embedding, self.channels * LATENT_SIDE**2)
+        widths = [sizes.decoder // 2**level for level in range(4)]
+        self.levels = nn.ModuleList(
+            _block(channels, width, 1) for channels, width in zip([self.channels, *widths[:-1]], widths, strict=True)
+        )
+        # The last doubling is a rearrangement of channels (Shi et al. 2016): a convolution at 224 x 224 costs more.
+        self.to_pixels = nn.Conv2d(widths[-1], 12, 3, padding=1)
+
+    def latent(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Latent ``(B, C, 7, 7)`` of embeddings, not yet standardised."""
+        return self.projection(embedding).unflatten(1, (self.channels, LATENT_SIDE, LATENT_SIDE))
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """Picture of a latent; about in [-1, 1], not clamped."""
+        for level in self.levels:
+            latent = level(F.interpolate(latent, scale_factor=2.0, mode="nearest"))
+        return F.pixel_shuffle(self.to_pixels(latent), 2)
+
+
+class LatentScale(nn.Module):
+    """Running statistics of the latents: a mean for each place and channel, a deviation for each channel.
+
+    What every eye has in common (aperture, a disc somewhere) is in the mean, so that the diffusion model is left with
+    what differs. Buffers: they go into the weights' file, and into the bytes of a resumed run.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, LATENT_SIDE, LATENT_SIDE))
+        self.register_buffer("deviation", torch.ones(channels, 1, 1))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, latents: torch.Tensor) -> None:
+        """Renew the statistics by a batch ``(B, C, 7, 7)``: plain averages at first, then RENEWAL of each batch."""
+        self.seen += 1
+        share = max(RENEWAL, 1 / int(self.seen))
+        self.mean.lerp_(latents.mean(0), share)
+        spread = (latents - self.mean).square().mean((0, 2, 3)).sqrt().clamp_min(1e-4)
+        self.deviation.lerp_(spread[:, None, None], share)
+
+    def standardise(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents with mean 0 and deviation 1."""
+        return (latents - self.mean) / self.deviation
+
+    def restore(self, standard: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`standardise`."""
+        return standard * self.deviation + self.mean
