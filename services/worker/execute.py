@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cffa_core.errors import Cancelled, CorruptArtifact, InvalidSpec
+from cffa_core.errors import Cancelled, CorruptArtifact
 from cffa_core.jobs.records import NOVELTY_FILE, NewModel, StoredFiles
 from cffa_core.jobs.spec import (
     AttentionSpec,
@@ -28,22 +27,24 @@ from cffa_core.jobs.spec import (
 )
 from cffa_core.jobs.state import UnitKind
 from cffa_core.models.fetch import models_dir_with
-from cffa_core.recipes.archive import REJECTS, merge_archives, write_part_archive
-from cffa_core.recipes.provenance import provenance
+from cffa_core.recipes.archive import REJECTS
+from cffa_core.recipes.provenance import edit_provenance, provenance
 from cffa_core.recipes.regenerate import compared
 from cffa_core.rng import numerics_key
 from cffa_core.settings import Settings
-from cffa_core.storage.base import ObjectInfo, ObjectStore, part_key, result_key
+from cffa_core.storage.base import ObjectInfo, ObjectStore, result_key
 from services.worker.channel import Channel
+from services.worker.edit import edit
 from services.worker.evaluate import evaluate, finish_evaluation
 from services.worker.export import export, finish_export
 from services.worker.job_context import UnitContext
+from services.worker.pair_parts import finish_pairs, store_pairs
 from services.worker.protocol import Done, Ready, WorkOrder
 from services.worker.reports import compute_attention, compute_captioned, finish_report
 from services.worker.scratch import cached, files_digest
-from services.worker.tracked import Tracked
 
 if TYPE_CHECKING:
+    from cffa_core.editing.editor import PairEditor
     from cffa_core.evaluation.pair_scores import TrainingPairs
     from cffa_core.methods.pair_sampler import PairSampler
     from cffa_core.recipes.structures import Structures
@@ -54,7 +55,7 @@ _ATTEMPT = re.compile(r"/a(\d+)/")
 
 
 class Executor:
-    """Does the units of one job, one after the other; a sampler, once loaded, serves all its parts."""
+    """Does the units of one job, one after the other; a sampler or editor, once loaded, serves all its parts."""
 
     def __init__(self, channel: Channel, objects: ObjectStore, settings: Settings) -> None:
         self.prepared = False
@@ -62,6 +63,7 @@ class Executor:
         self._objects = objects
         self._settings = settings
         self._sampler: PairSampler | None = None
+        self._editor: PairEditor | None = None
         self._structures: Structures | None = None
         self._training: TrainingPairs | None = None
         self._numerics_key: str | None = None
@@ -80,7 +82,7 @@ class Executor:
         if isinstance(order.spec, AttentionSpec | CaptionedSpec):
             return self._report(order, order.spec, context)
         if isinstance(order.spec, EditSpec):
-            raise InvalidSpec("this worker does no edits yet; it will after its next update")
+            return self._edit(order, order.spec, context)
         if order.kind is UnitKind.PART:
             return self._generate(order, order.spec, context)
         return self._finish_generation(order, order.spec, context)
@@ -141,77 +143,46 @@ class Executor:
         folder = Path(order.folder) / "part"
         folder.mkdir()
         generate_part(self._sampler, settings, order.index, folder, context, self._structures, self._training)
-        files, index = self._store_pairs(order, spec, folder, "pairs.zip", "part.json")
+        header = self._header(order, spec)
+        files, index = store_pairs(order, self._objects, header, folder)
         info: dict[str, Any] = {"pairs": [pair["index"] for pair in index["pairs"]]}
         if settings.gate is not None:
             rejected = 0
             if (folder / REJECTS).is_dir():
-                more, refused = self._store_pairs(order, spec, folder / REJECTS, "rejects.zip", "rejects.json")
+                names = ("rejects.zip", "rejects.json")
+                more, refused = store_pairs(order, self._objects, header, folder / REJECTS, *names)
                 files, rejected = files | more, len(refused["pairs"])
             info["gate"] = {"rejected": rejected, "exhausted": len(index["exhausted"])}
         return Done(stored=StoredFiles({**context.published.files, **files}), info=info)
 
-    def _store_pairs(
-        self, order: WorkOrder, spec: GenerationSpec, folder: Path, zip_name: str, index_name: str
-    ) -> tuple[dict[str, ObjectInfo], dict[str, Any]]:
-        """Archive and store a folder of pairs with its index; returns the stored files and the index."""
-        archive = Path(order.folder) / zip_name
-        rejects = folder.name == REJECTS
-        index = write_part_archive(folder, archive, self._header(order, spec), rejects=rejects)
-
-        def key(name: str) -> str:
-            return part_key(order.job_id, order.index, order.attempt, name)
-
-        stored = self._objects.put_file(key(zip_name), archive)
-        if stored.sha256 != index["sha256"]:
-            raise CorruptArtifact(f"part {order.index} was stored with other bytes than were written")
-        listing = self._objects.put_bytes(key(index_name), json.dumps(index, sort_keys=True).encode())
-        return {zip_name: stored, index_name: listing}, index
-
     def _finish_generation(self, order: WorkOrder, spec: GenerationSpec, context: UnitContext) -> Done:
         self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
-        parts = sorted(order.inputs["parts"].files.items())
-        folder = Path(order.folder)
-
-        def fetched() -> Iterator[Path]:
-            for done, (name, info) in enumerate(parts, start=1):
-                path = folder / f"{name}.zip"
-                self._objects.fetch(info, path)
-                yield path
-                path.unlink()
-                context.progress("archive", done, len(parts))
-
-        archive = folder / "archive.zip"
         header = self._header(order, spec)
-        merged = merge_archives(fetched(), archive, header)
-        empty = merged["exhausted"]
-        if merged["pairs"] + len(empty) != len(spec.indices):
-            raise CorruptArtifact(
-                f"the parts hold {merged['pairs']} pairs and {len(empty)} empty slots, the job asked for "
-                f"{len(spec.indices)} pairs"
-            )
-        with Tracked(archive, lambda done, total: context.progress("storing", done, total)) as stream:
-            stored = self._objects.put_stream(self._result_key(order, "archive.zip"), stream)
-        entry = {"size": stored.size, "sha256": stored.sha256}
-        manifest = {
-            "format": "cffa-generation/1",
-            **header,
-            "archive": {"name": "archive.zip", "pairs": merged["pairs"], **entry},
-            "exhausted": empty,
-            "parts": [{"name": name, "size": info.size, "sha256": info.sha256} for name, info in parts],
-        }
-        listing = self._put_json(order, "manifest.json", manifest)
-        return Done(
-            stored=StoredFiles({"archive.zip": stored, "manifest.json": listing}),
-            info={"pairs": merged["pairs"]},
-            job_result={
-                "pairs": merged["pairs"],
-                **({"exhausted": len(empty)} if spec.gate is not None else {}),
-                "archive": entry,
-                "manifest": {"sha256": listing.sha256},
-                **({"regenerated": compared(spec, archive)} if spec.regenerates is not None else {}),
-            },
-        )
+        done, archive, empty = finish_pairs(order, spec, context, self._objects, header, "cffa-generation/1")
+        more: dict[str, Any] = {}
+        if spec.gate is not None:
+            more["exhausted"] = empty
+        if spec.regenerates is not None:
+            more["regenerated"] = compared(spec, archive)
+        return done.model_copy(update={"job_result": (done.job_result or {}) | more})
+
+    def _edit(self, order: WorkOrder, spec: EditSpec, context: UnitContext) -> Done:
+        if order.kind is UnitKind.FINALIZE:
+            self._remove_leavings(order, f"jobs/{order.job_id}/{order.kind}/")
+            header = self._edit_header(order, spec)
+            return finish_pairs(order, spec, context, self._objects, header, "cffa-edit/1")[0]
+        self._remove_leavings(order, f"jobs/{order.job_id}/parts/{order.index:05d}/")
+        if self._editor is None:
+            model = self._input(order, "model", context) if "model" in order.inputs else None
+            device = self._prepare(spec.precision, 1)
+            from cffa_core.recipes.edit import load_editor
+
+            base = spec.base if model is None else _read_card(model / "model.json")["base"]["name"]
+            found = self._models_dir(base, order, context)
+            self._editor = load_editor(spec.settings(), model, base, device, models_dir=found)
+        else:
+            self._prepare(spec.precision, 1)
+        return edit(order, spec, context, self._objects, self._editor, self._edit_header(order, spec))
 
     def _finish_training(
         self, order: WorkOrder, spec: TrainingSpec | CaptionedTrainingSpec, context: UnitContext
@@ -318,6 +289,16 @@ class Executor:
             # The first part of a job is ordered before the job is bound to a key; it was accepted under this one.
             numerics_key=order.numerics_key or self._numerics_key,
             structures_digest=order.facts.get("structures_digest"),
+        )
+
+    def _edit_header(self, order: WorkOrder, spec: EditSpec) -> dict[str, Any]:
+        return edit_provenance(
+            spec.settings(),
+            base=spec.base if spec.model_id is None else None,
+            model_digest=order.facts["model_digest"],
+            dataset_digest=order.facts["dataset_digest"],
+            numerics_key=order.numerics_key or self._numerics_key,
+            source=order.facts["source"],
         )
 
     def _result_key(self, order: WorkOrder, name: str) -> str:

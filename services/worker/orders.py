@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from cffa_core import tracing
-from cffa_core.errors import Expired, InvalidSpec
+from cffa_core.errors import Expired
+from cffa_core.jobs.edits import names_in
 from cffa_core.jobs.exports import numbers_of
 from cffa_core.jobs.records import NOVELTY_FILE, Checkpoint, Claim, Dataset, Job, StoredFiles
 from cffa_core.jobs.spec import (
@@ -18,6 +19,8 @@ from cffa_core.jobs.spec import (
     EvaluationSpec,
     ExportSpec,
     GenerationSpec,
+    Kind,
+    PairGrid,
     TrainingSpec,
 )
 from cffa_core.jobs.state import JobState, UnitKind
@@ -62,7 +65,7 @@ def order_for(store: JobStore, settings: Settings, scratch: Scratch, claim: Clai
             (computed,) = store.parts(claim.owner, claim.job_id, kind=UnitKind.COMPUTE)
             inputs["report"], facts["inputs"] = computed.stored, computed.info["inputs"]
     elif isinstance(claim.spec, EditSpec):
-        raise InvalidSpec("this worker does no edits yet; it will after its next update")
+        _name_edited(store, claim, claim.spec, inputs, facts)
     else:
         model = store.get_model(claim.owner, claim.spec.model_id)
         facts["model_digest"], facts["dataset_digest"] = model.digest, model.card.get("dataset_digest")
@@ -110,6 +113,41 @@ def _name_inputs(
         facts["inputs"] |= {"dataset": {"name": dataset.name, "digest": dataset.digest, "pairs": dataset.pairs}}
 
 
+def _name_edited(
+    store: JobStore, claim: Claim, spec: EditSpec, inputs: dict[str, StoredFiles], facts: dict[str, Any]
+) -> None:
+    """Model and pairs of an edit: ``facts["source"]`` is the digest of what is edited; of a part also the files of
+    both, and index and name (or index) of each of its pairs: ``facts["sources"]``."""
+    is_part = claim.kind is UnitKind.PART
+    facts["model_digest"] = facts["dataset_digest"] = None
+    if spec.model_id is not None:
+        model = store.get_model(claim.owner, spec.model_id)
+        facts["model_digest"], facts["dataset_digest"] = model.digest, model.card.get("dataset_digest")
+        if is_part:
+            inputs["model"] = model.stored
+    which: Sequence[str | int]
+    if spec.dataset_id is not None:
+        dataset = store.get_dataset(claim.owner, spec.dataset_id)
+        facts["source"] = {"dataset": dataset.digest}
+        which = spec.names or names_in(dataset.stored)
+        if is_part:
+            inputs["dataset"] = dataset.stored
+    else:
+        job = store.get_job(claim.owner, str(spec.generation_job_id))
+        if job.state is JobState.EXPIRED:
+            raise Expired(f"the pairs of job {job.id} were removed by retention; make them again")
+        assert isinstance(job.spec, PairGrid)  # posted only for such a job
+        facts["source"] = {str(job.kind): (job.result or {}).get("manifest", {}).get("sha256")}
+        which = chosen = spec.pair_indices or _made(store, claim.owner, job)
+        if is_part:
+            needed = {job.spec.part_of(chosen[index]) for index in spec.part_range(claim.index)}
+            inputs["pairs"] = _part_files(store, claim.owner, job.id, needed)
+    if is_part:
+        facts["sources"] = [[index, which[index]] for index in spec.part_range(claim.index)]
+    else:
+        inputs["parts"] = _part_archives(store, claim)
+
+
 def _name_sets(
     store: JobStore, owner: str, spec: EvaluationSpec, inputs: dict[str, StoredFiles], facts: dict[str, Any]
 ) -> None:
@@ -127,7 +165,7 @@ def _name_sets(
         add("pairs", store.get_dataset(owner, spec.pairs_dataset_id))
     elif spec.generation_job_id is not None:
         job = store.get_job(owner, spec.generation_job_id)
-        assert isinstance(job.spec, GenerationSpec)  # posted only for such a job
+        assert isinstance(job.spec, PairGrid)  # posted only for such a job
         if job.state is JobState.EXPIRED:
             raise Expired(f"the pairs of job {job.id} were removed by retention")
         manifest = (job.result or {}).get("manifest", {})
@@ -139,7 +177,8 @@ def _name_sets(
         needed = {job.spec.part_of(index) for index in indices}
         inputs["pairs"] = _part_files(store, owner, job.id, needed)
         facts["indices"] = indices
-        sets["pairs"] = {"name": "generated", "digest": manifest.get("sha256"), "pairs": total}
+        name = "edited" if job.kind is Kind.EDIT else "generated"
+        sets["pairs"] = {"name": name, "digest": manifest.get("sha256"), "pairs": total}
     add("reference", store.get_dataset(owner, spec.reference_dataset_id))
     if spec.train_dataset_id is not None:
         add("train", store.get_dataset(owner, spec.train_dataset_id))
@@ -147,9 +186,9 @@ def _name_sets(
 
 
 def _made(store: JobStore, owner: str, job: Job) -> list[int]:
-    """Indices of the pairs that a generation job made: all it was asked for, unless a gate left slots empty."""
-    assert isinstance(job.spec, GenerationSpec)
-    if job.spec.gate is None:
+    """Indices of the pairs that a job made: all it was asked for, unless a gate left slots empty."""
+    assert isinstance(job.spec, PairGrid)
+    if not isinstance(job.spec, GenerationSpec) or job.spec.gate is None:
         return list(job.spec.indices)
     found: list[int] = []
     first = 0
@@ -167,10 +206,14 @@ def _parts_to_export(store: JobStore, owner: str, spec: ExportSpec) -> StoredFil
 
 
 def _part_files(store: JobStore, owner: str, job_id: str, needed: Collection[int | None]) -> StoredFiles:
-    """Archives and indices of the ``needed`` parts of a generation job: ``00017/pairs.zip``, ``00017/part.json``."""
+    """Archives and indices of the ``needed`` parts of a job of pairs: ``00017/pairs.zip``, ``00017/part.json``."""
     found: dict[str, Any] = {}
-    first = 0
-    while parts := store.parts(owner, job_id, kind=UnitKind.PART, first=first, limit=PARTS_PER_READ):
+    numbers = [number for number in needed if number is not None]
+    first, last = min(numbers, default=0), max(numbers, default=-1)
+    while first <= last:
+        parts = store.parts(owner, job_id, kind=UnitKind.PART, first=first, limit=PARTS_PER_READ)
+        if not parts:
+            break
         for part in parts:
             if part.index in needed:
                 found |= {f"{part.index:05d}/{name}": part.stored.files[name] for name in ("pairs.zip", "part.json")}
