@@ -7,22 +7,23 @@ Which pairs there are is the affair of ``ingest``; nothing here opens an image o
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cffa_core.data.dataset_folder import safe_names
+from cffa_core.data.dataset_folder import CAPTIONS, is_dataset_folder, safe_names
 from cffa_core.data.sources import printable
 from cffa_core.errors import InvalidDataset, Problem
 
-CAPTIONS = "captions.jsonl"
 MAX_LINES = 20_000
 MAX_LINE = 64 * 1024
 MAX_TEXT = 1000
 MAX_FINDINGS = 64
 MAX_FINDING = 100
+_IMAGE_ENDING = re.compile(r"\.(png|jpe?g|tiff?|dcm)$", re.IGNORECASE)
 _NOT_TEXT = ("Cc", "Cs")  # control characters, halves of surrogate pairs
 
 
@@ -57,8 +58,12 @@ def read_captions(folder: Path) -> dict[str, Caption]:
     if problems:
         first = f"{problems[0].pointer}: {problems[0].message}"
         raise InvalidDataset(f"{folder}: {len(problems)} bad line(s) of captions; {first}", problems=tuple(problems))
-    safe = safe_names(list(found))
-    return {safe[name]: Caption(safe[name], said.cf, said.fa, said.findings) for name, said in found.items()}
+    if is_dataset_folder(folder):
+        return found
+    bare = {name: _IMAGE_ENDING.sub("", name) for name in found}
+    safe = safe_names(list(bare.values()))
+    named = [(safe[bare[name]], said) for name, said in found.items()]
+    return {name: Caption(name, said.cf, said.fa, said.findings) for name, said in named}
 
 
 def parse_captions(

@@ -36,6 +36,7 @@ class Limits:
     max_pixels: int = 64_000_000
     max_total_pixels: int = 40_000_000_000
     max_text_bytes: int = 2**20
+    max_captions_bytes: int = 32 * 2**20
     min_side: int = 32
     decode_seconds: int = 60
 

@@ -23,6 +23,7 @@ from cffa_core.errors import CorruptArtifact, InvalidDataset, StorageUnavailable
 
 FORMAT = "cffa-dataset/1"
 INDEX = "dataset.json"
+CAPTIONS = "captions.jsonl"
 KINDS = ("cf", "fa", "valid_cf", "valid_fa")
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -48,8 +49,11 @@ def with_eye(pair: CheckedPair, eye: str) -> CheckedPair:
     return replace(pair, eye=eye)
 
 
-def write(folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImages]]) -> dict[str, Any]:
-    """Write pairs and then the index, so that a folder with an index is complete. Returns the index."""
+def write(
+    folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImages]], *, captions: str = ""
+) -> dict[str, Any]:
+    """Write pairs, then ``captions`` (the text of captions.jsonl, if there are any), then the index, so that a folder
+    with an index is complete. Returns the index."""
     entries: list[dict[str, Any]] = []
     try:
         for kind in KINDS:
@@ -76,6 +80,8 @@ def write(folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImag
                     "residual_px": pair.residual_px,
                 }
             )
+        if captions:
+            (folder / CAPTIONS).write_text(captions, encoding="utf-8")
         index = {"format": FORMAT, "digest": digest, "pairs": entries}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     except OSError as error:

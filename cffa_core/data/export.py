@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cffa_core.data.contracts import Limits
-from cffa_core.data.dataset_folder import KINDS
+from cffa_core.data.dataset_folder import CAPTIONS, KINDS
 from cffa_core.data.export_card import CARD, CROISSANT, FIELDS, Images, Summary, card, croissant
 from cffa_core.data.export_layouts import FOLDERS, Files, FolderSink, ImageFolder, Shards, Writer, ZipSink
 from cffa_core.data.export_source import ExportSource, OriginKind, open_export
@@ -27,6 +27,7 @@ OnProgress = Callable[[str, int, int], None]
 FILES = """\
 `cf/NAME.png`, `fa/NAME.png`: the images. `valid_cf/`, `valid_fa/`: what each camera saw. `masks/TOKEN/NAME.png`:
 annotations, where there are any. `dataset.json`: one entry per pair. `eyes.csv`: which pair belongs to which eye.
+`captions.jsonl`: what is said of each pair, where anything is.
 `croissant.json`: all this for programs. CFFA reads the folder as it is, and zipped: `cffa train`, `load_pairs`."""
 CONTENTS = {
     "folder": FILES,
@@ -87,6 +88,8 @@ def export_pairs(
                 summary.add(item)
                 said("writing", number + 1, len(source.pairs))
             index = writer.finish()
+            if source.captions:
+                writer.put(CAPTIONS, source.captions.encode())
             writer.put(CROISSANT, _croissant(summary, source, writer, index))
             writer.put(CARD, card(summary, CONTENTS[kind]))
         return {"out": str(out), **summary.report(), "masks_left_out": list(source.masks_left_out)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from cffa_core.data.captions import captions_text, read_captions
 from cffa_core.data.contracts import MASK_FOLDERS, CheckedPair, Limits, Mask, PairImages
 from cffa_core.data.dataset_folder import INDEX, SAFE, is_dataset_folder
 from cffa_core.data.decoding import Decoder, Refused
@@ -50,7 +51,7 @@ class PairFiles:
 class ExportSource:
     """A checked source. ``origin`` is JSON-ready: ``kind`` and, for generated pairs, spec and model digest.
 
-    ``masks_left_out`` names mask files that belong to no pair.
+    ``masks_left_out`` names mask files that belong to no pair; ``captions`` is the text of captions.jsonl, or empty.
     """
 
     digest: str
@@ -58,6 +59,7 @@ class ExportSource:
     origin: dict[str, Any]
     tokens: tuple[str, ...]
     masks_left_out: tuple[str, ...]
+    captions: str
     _decoded: Iterator[tuple[CheckedPair, PairImages]]
     _source: Source
     _decoder: Decoder
@@ -132,7 +134,7 @@ def open_export(
     with all problems, ``CorruptArtifact`` for an unreadable manifest, ``InvalidSpec`` if ``origin`` contradicts it.
     """
     limits = limits or Limits()
-    digest, pairs, decoded, originals = _pairs(path, eye_pattern, limits, on_progress)
+    digest, pairs, decoded, originals, captions = _pairs(path, eye_pattern, limits, on_progress)
     with open_source(path, limits) as source, Decoder(limits) as decoder:
         prefix = wrapper(source.names)
         found = _mask_files(source, prefix)
@@ -156,6 +158,7 @@ def open_export(
             origin=recorded,
             tokens=tuple(sorted({token for pair in pairs for token in (*pair.masks, *files[pair.name].masks)})),
             masks_left_out=tuple(sorted(name for masks in found.values() for name in masks.values())),
+            captions=captions,
             _decoded=decoded,
             _source=source,
             _decoder=decoder,
@@ -166,11 +169,12 @@ def open_export(
 
 def _pairs(
     path: Path, eye_pattern: str | None, limits: Limits, on_progress: Callable[[int, int], None] | None
-) -> tuple[str, list[CheckedPair], Iterator[tuple[CheckedPair, PairImages]], list[tuple[str, str, str]]]:
-    """Digest, pairs, pixels, and per pair its files and the name that its masks have."""
+) -> tuple[str, list[CheckedPair], Iterator[tuple[CheckedPair, PairImages]], list[tuple[str, str, str]], str]:
+    """Digest, pairs, pixels, per pair its files and the name that its masks have, and the captions."""
     if is_dataset_folder(path):
         digest, pairs, decoded = open_pairs(path, eye_pattern=eye_pattern)
-        return digest, pairs, decoded, [(f"cf/{p.name}.png", f"fa/{p.name}.png", p.name) for p in pairs]
+        captions = captions_text(read_captions(path), [pair.name for pair in pairs])
+        return digest, pairs, decoded, [(f"cf/{p.name}.png", f"fa/{p.name}.png", p.name) for p in pairs], captions
     checked = check(path, limits, eye_pattern=eye_pattern, on_progress=on_progress)
     if not checked.ok:
         count = len(checked.problems)
@@ -178,7 +182,7 @@ def _pairs(
     originals = [
         (c.cf, c.fa, PurePosixPath(c.cf).stem if checked.layout == "folders" else c.name) for c in checked.candidates
     ]
-    return checked.digest, list(checked.pairs), checked.decoded(), originals
+    return checked.digest, list(checked.pairs), checked.decoded(), originals, checked.captions_text
 
 
 def _mask_files(source: Source, prefix: str) -> dict[str, dict[str, str]]:

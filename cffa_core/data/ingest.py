@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cffa_core.data import dataset_folder
+from cffa_core.data.captions import Caption, captions_text, counted
 from cffa_core.data.contracts import Bytes, CheckedPair, Layout, Limits, Mask, PairImages, Registration
 from cffa_core.data.decoding import Decoder, Refused
 from cffa_core.data.layouts import Candidate, Found, find_pairs
@@ -37,8 +38,8 @@ class Checked:
     ``registered`` shows some of the pairs that were registered without landmarks; ``notes`` are codes of warnings by
     name of pair.
 
-    ``digest`` is a SHA-256 over names, eyes, pixels, valid regions and masks (where there are any) of all pairs; the
-    same pairs in another layout, folder or zip have the same digest.
+    ``digest`` is a SHA-256 over names, eyes, pixels, valid regions, and masks and captions (where there are any) of all
+    pairs; the same pairs in another layout, folder or zip have the same digest.
     """
 
     source: Path | Place
@@ -53,6 +54,7 @@ class Checked:
     auto_register: bool = False
     registered: tuple[Registered, ...] = field(default=(), repr=False, compare=False)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    captions: dict[str, Caption] = field(default_factory=dict, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -63,6 +65,11 @@ class Checked:
     def eyes(self) -> int:
         """Number of different eyes."""
         return len({pair.eye for pair in self.pairs})
+
+    @property
+    def captions_text(self) -> str:
+        """The ``captions.jsonl`` of the checked data set; empty if it has none."""
+        return captions_text(self.captions, (pair.name for pair in self.pairs))
 
     def decoded(self) -> Iterator[tuple[CheckedPair, PairImages]]:
         """Each pair with its pixels, one at a time; large sets are read and decoded again.
@@ -83,11 +90,12 @@ class Checked:
                     raise InvalidDataset(changed, problems=tuple(problems))
                 digest.add(pair, made[1])
                 yield pair, made[1]
+        digest.add_captions(self.captions_text)
         if digest.hexdigest() != self.digest:
             raise InvalidDataset(changed)
 
     def report(self) -> dict[str, Any]:
-        """JSON-ready: ok, layout, digest, counts, pairs, problems and warnings (pointer, code, message)."""
+        """JSON-ready: ok, layout, digest, counts, pairs, captions if there are any, problems and warnings."""
         return {
             "ok": self.ok,
             "layout": self.layout,
@@ -102,6 +110,7 @@ class Checked:
                 asdict(pair) | {"masks": list(pair.masks), "notes": list(self.notes.get(pair.name, ()))}
                 for pair in self.pairs
             ],
+            **({"captions": counted(self.captions.values())} if self.captions else {}),
             "problems": [asdict(problem) for problem in self.problems],
             "warnings": [asdict(warning) for warning in self.warnings],
         }
@@ -149,6 +158,8 @@ def check(
                     kept[pair.name] = made[1]
             if on_progress is not None:
                 on_progress(index + 1, len(found.candidates))
+    said = {pair.name: found.captions[pair.name] for pair, _ in passed if pair.name in found.captions}
+    digest.add_captions(captions_text(said, said))
     wrong = _in_order(found.problems)
     if len(passed) < MIN_PAIRS:
         message = f"{len(passed)} valid pairs; a data set needs at least {MIN_PAIRS}"
@@ -166,6 +177,7 @@ def check(
         auto_register=auto_register,
         registered=tuple(shown),
         notes=notes,
+        captions=said,
     )
 
 
@@ -179,7 +191,7 @@ def write(checked: Checked, folder: Path) -> dict[str, Any]:
         raise InvalidDataset(
             f"{checked.source.name}: {count} problem(s), nothing was taken in", problems=checked.problems
         )
-    return dataset_folder.write(folder, checked.digest, checked.decoded())
+    return dataset_folder.write(folder, checked.digest, checked.decoded(), captions=checked.captions_text)
 
 
 def open_pairs(
@@ -215,6 +227,7 @@ def _find(source: Source, limits: Limits) -> Found:
     names = dataset_folder.safe_names([candidate.name for candidate in found.candidates])
     found.eyes = {names[name]: eye for name, eye in found.eyes.items()}
     found.candidates = [replace(candidate, name=names[candidate.name]) for candidate in found.candidates]
+    found.captions = {names[name]: replace(said, name=names[name]) for name, said in found.captions.items()}
     return found
 
 
@@ -239,7 +252,7 @@ def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
 
 
 class _Digest:
-    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions, masks."""
+    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions, masks; then over the captions."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256(b"cffa-dataset/1")
@@ -253,6 +266,11 @@ class _Digest:
         for name in sorted(images.masks):
             self._hash.update(f"\x1f{name}\x1f".encode())
             self._hash.update(self._packed(images.masks[name]).data)
+
+    def add_captions(self, text: str) -> None:
+        """Add the captions of all pairs; a data set without any keeps the digest that it always had."""
+        if text:
+            self._hash.update(f"\x1fcaptions\x1f{text}".encode())
 
     @staticmethod
     def _packed(mask: Mask) -> Bytes:

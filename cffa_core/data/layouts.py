@@ -1,6 +1,6 @@
 """Which files of a source belong together: the three ways in which teams keep their pairs (METHODS 1).
 
-Works on names alone, and on the text of ``eyes.csv`` and of the pair list; no image is opened here.
+Works on names alone, and on the text of ``eyes.csv``, ``captions.jsonl`` and the pair list; no image is opened here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from cffa_core.data.captions import CAPTIONS, Caption, parse_captions
 from cffa_core.data.contracts import MASK_FOLDERS, MASK_NAME, Layout
 from cffa_core.data.sources import is_unsafe, printable
 from cffa_core.errors import Problem
@@ -20,7 +21,7 @@ from cffa_core.errors import Problem
 # Files beside images that are not images; they are left out with a warning, while an unknown ending is looked into.
 TEXT_ENDINGS = {".txt", ".csv", ".json", ".jsonl", ".md", ".xml", ".html", ".pdf", ".xls", ".xlsx", ".docx"}
 TOLERATED_FOLDERS = {"masks", "valid_cf", "valid_fa"}
-TOLERATED_FILES = {"captions.jsonl", "eyes.csv", "manifest.json", "dataset.json"}
+TOLERATED_FILES = {CAPTIONS, "eyes.csv", "manifest.json", "dataset.json"}
 # More rows than a source may have files; each bad one is a problem of its own.
 MAX_ROWS = 20_000
 CASE_FILE = re.compile(r"(?P<case>.+)_0?(?P<which>[12])$")
@@ -51,13 +52,14 @@ class Candidate:
 
 @dataclass
 class Found:
-    """What a layout found: candidates in order of name, what is wrong, what was left out, eyes by pair name."""
+    """What a layout found: candidates in order of name, what is wrong, what was left out, eyes and captions by pair."""
 
     layout: Layout
     candidates: list[Candidate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     eyes: dict[str, str] = field(default_factory=dict)
+    captions: dict[str, Caption] = field(default_factory=dict)
 
 
 def find_pairs(names: tuple[str, ...], read: ReadText) -> Found:
@@ -75,6 +77,8 @@ def find_pairs(names: tuple[str, ...], read: ReadText) -> Found:
         return Found("unknown", problems=[Problem("", "unknown_layout", LAYOUT_HELP)])
     if "eyes.csv" in inside:
         _read_eyes(inside["eyes.csv"], read, found)
+    if CAPTIONS in inside:
+        _read_captions(inside[CAPTIONS], read, found)
     _take_masks(inside, found)
     _take_annotations(inside, found)
     found.candidates.sort(key=lambda candidate: candidate.name)
@@ -334,3 +338,19 @@ def _read_eyes(path: str, read: ReadText, found: Found) -> None:
             found.problems.append(Problem(f"{path}:{line}", "bad_csv", f"pair {name!r} is given two eyes"))
         else:
             found.eyes[name] = row["eye"]
+
+
+def _read_captions(path: str, read: ReadText, found: Found) -> None:
+    """``captions.jsonl``: what is said of each pair; a pair of which nothing is said is odd, but no fault."""
+    text = read(path)
+    if isinstance(text, Problem):
+        found.problems.append(text)
+        return
+    names = [candidate.name for candidate in found.candidates]
+    found.captions, problems = parse_captions(text, set(names), path)
+    found.problems += problems
+    silent = [name for name in names if name not in found.captions]
+    if silent and not problems:
+        shown = ", ".join(printable(name) for name in silent[:5])
+        message = f"{len(silent)} of {len(names)} pairs have no caption, e.g. {shown}"
+        found.warnings.append(Problem(path, "without_caption", message))

@@ -48,12 +48,14 @@ def read_text(source: Source, name: str, limits: Limits) -> str | Problem:
     data = source.read(name)
     if isinstance(data, Problem):
         return data
-    if len(data) > limits.max_text_bytes:
-        return Problem(name, "too_large", f"{len(data)} bytes of text; at most {limits.max_text_bytes} are taken")
+    ending = name.lower().rpartition(".")[2]
+    most = limits.max_captions_bytes if ending == "jsonl" else limits.max_text_bytes
+    if len(data) > most:
+        return Problem(name, "too_large", f"{len(data)} bytes of text; at most {most} are taken")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        code = "bad_csv" if name.lower().endswith(".csv") else "bad_landmarks"
+        code = {"csv": "bad_csv", "jsonl": "bad_captions"}.get(ending, "bad_landmarks")
         return Problem(name, code, "not UTF-8 text; save the file as UTF-8")
 
 

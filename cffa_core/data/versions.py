@@ -98,18 +98,24 @@ def without(pairs: Sequence[CheckedPair], reject: Collection[str]) -> list[Check
 
 
 def version_index(
-    index: Mapping[str, Any], kept: Sequence[CheckedPair], split: Split | None, sha256: Mapping[str, str]
+    index: Mapping[str, Any],
+    kept: Sequence[CheckedPair],
+    split: Split | None,
+    sha256: Mapping[str, str],
+    captions: str | None = None,
 ) -> dict[str, Any]:
     """The dataset.json of a version: entries of ``kept`` (in order) out of ``index``, the split, and the digest.
 
-    The digest is a SHA-256 over names, eyes, the SHA-256 of each stored file (``sha256``, by name) and the split: two
-    versions are equal if and only if they hold the same pairs, with the same images, for the same purposes.
+    The digest is a SHA-256 over names, eyes, the SHA-256 of each stored file (``sha256``, by name), the split, and the
+    SHA-256 of the ``captions`` if there are any: two versions are equal if and only if they hold the same pairs, with
+    the same images and captions, for the same purposes.
     """
     entries = {entry["name"]: entry for entry in index["pairs"]}
     chosen = [entries[pair.name] for pair in kept]
     content = {
         "pairs": [[entry["name"], entry["eye"], [sha256[file] for file in files_of(entry)]] for entry in chosen],
         "split": split,
+        **({} if captions is None else {"captions": captions}),
     }
     text = json.dumps(["cffa-dataset-version/1", content], sort_keys=True, separators=(",", ":"))
     made = {**index, "digest": hashlib.sha256(text.encode()).hexdigest(), "pairs": chosen}

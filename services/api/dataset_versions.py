@@ -16,8 +16,10 @@ from fastapi import APIRouter, Response
 
 from cffa_core.data import dataset_folder, versions
 from cffa_core.data.auto_registration import register_again
+from cffa_core.data.captions import captions_text, counted, parse_captions
 from cffa_core.data.contracts import CheckedPair
-from cffa_core.errors import Conflict, InvalidSpec, Problem
+from cffa_core.data.dataset_folder import CAPTIONS
+from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, Problem
 from cffa_core.jobs.dataset_rows import SURVEY, WAITING
 from cffa_core.jobs.records import Dataset, StoredFiles
 from cffa_core.storage.manifest import fetch_files, read_verified
@@ -73,8 +75,9 @@ def _make(
         kept = [pair for pair in dataset_folder.pairs_of(index) if pair.name in {known.name for known in kept}]
     files = {name for entry in index["pairs"] for name in dataset_folder.files_of(entry)}
     shared = {name: info for name, info in parent.stored.files.items() if name in files}
+    captions = _captions(backend, parent, kept, folder)
     sha256 = {name: info.sha256 for name, info in shared.items()} | taking_in.digests(folder)
-    made_index = versions.version_index(index, kept, split, sha256)
+    made_index = versions.version_index(index, kept, split, sha256, sha256.get(CAPTIONS))
     wanted = {name for entry in made_index["pairs"] for name in dataset_folder.files_of(entry)}
     (folder / dataset_folder.INDEX).write_text(json.dumps(made_index, indent=1) + "\n", encoding="utf-8")
     name = parent.name if asked.name is None else taking_in.checked_name(asked.name, None)[0]
@@ -89,7 +92,7 @@ def _make(
             name=name,
             digest=made_index["digest"],
             pairs=len(kept),
-            report=_report(parent, kept, refused),
+            report=_report(parent, kept, refused, captions),
             parent_id=parent.id,
             split=split,
         )
@@ -98,6 +101,21 @@ def _make(
         if (known.parent_id, known.digest, known.name) != (parent.id, made_index["digest"], name):
             raise taking_in.key_reused() from None
         return known
+
+
+def _captions(backend: Backend, parent: Dataset, kept: list[CheckedPair], folder: Path) -> dict[str, int]:
+    """Write the captions of the pairs that are kept below ``folder``; returns how many of what there are."""
+    stored = parent.stored.files.get(CAPTIONS)
+    if stored is None:
+        return {}
+    found, problems = parse_captions(read_verified(backend.objects, stored).decode())
+    if problems:
+        raise CorruptArtifact(f"the captions of data set {parent.id} are not readable: {problems[0].message}")
+    names = [pair.name for pair in kept if pair.name in found]
+    if not names:
+        return {}
+    (folder / CAPTIONS).write_text(captions_text(found, names), encoding="utf-8")
+    return counted(found[name] for name in names)
 
 
 def _split(asked: VersionRequest, parent: Dataset, kept: list[CheckedPair]) -> versions.Split | None:
@@ -144,7 +162,9 @@ def _registered(
     return {**index, "pairs": [{**entry, **changed.get(entry["name"], {})} for entry in index["pairs"]]}, refused
 
 
-def _report(parent: Dataset, kept: list[CheckedPair], refused: list[Problem]) -> dict[str, Any]:
+def _report(
+    parent: Dataset, kept: list[CheckedPair], refused: list[Problem], captions: dict[str, int]
+) -> dict[str, Any]:
     """The parent's report for the pairs that are left; what is in them is looked at anew."""
     names = {pair.name for pair in kept}
     registration = {pair.name: pair.registration for pair in kept}
@@ -155,5 +175,6 @@ def _report(parent: Dataset, kept: list[CheckedPair], refused: list[Problem]) ->
     ]
     warnings = [*parent.report.get("warnings", []), *(vars(problem) for problem in refused)]
     counts = {"pairs": len(kept), "eyes": len({pair.eye for pair in kept}), "problems": 0, "warnings": len(warnings)}
-    base = {name: value for name, value in parent.report.items() if name not in ("pictures", SURVEY)}
+    base = {name: value for name, value in parent.report.items() if name not in ("pictures", "captions", SURVEY)}
+    base |= {"captions": captions} if captions else {}
     return {**base, "counts": counts, "pairs": listed, "warnings": warnings, SURVEY: {"state": WAITING}}

@@ -72,7 +72,7 @@ def test_digest_follows_pixels_names_and_eyes(tmp_path: Path) -> None:
 def test_extra_files_of_the_layout_are_tolerated_and_others_reported(tmp_path: Path) -> None:
     extra = {
         "masks/My sketch/p0.png": b"not looked at",
-        "captions.jsonl": b"{}\n",
+        "captions.jsonl": b"\n",
         "manifest.json": b"{}",
         "readme.md": b"about",
         "cf/notes.txt": b"a note",
