@@ -51,9 +51,7 @@ def test_they_are_written_with_the_pairs_and_read_with_safe_names(tmp_path: Path
     found = read_captions(tmp_path / "checked")
     assert list(found) == [pair["name"] for pair in index["pairs"]]
     assert found["p1"] == Caption("p1", "another", "late phase", ())
-    raw = read_captions(tmp_path / "raw")
-    assert {found[name].cf for name in found} == {said.cf for said in raw.values()}
-    assert set(raw) & set(found) == {next(name for name in found if name != "p1")}
+    assert read_captions(tmp_path / "raw") == found
 
 
 def test_a_set_too_large_to_be_kept_decoded_has_the_same_digest(
