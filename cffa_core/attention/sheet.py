@@ -39,7 +39,10 @@ class Line:
 
 
 def draw_sheet(title: str, subtitle: str, lines: Sequence[Line], *, cell: int = 176, columns: int = 6) -> Bytes:
-    """The sheet as ``(H, W, 3)`` uint8; lines longer than ``columns`` are broken. Raises ``ValueError`` without cells."""
+    """The sheet as ``(H, W, 3)`` uint8; lines longer than ``columns`` are broken.
+
+    Raises ``ValueError`` for a sheet or a line without pictures.
+    """
     if not lines or not all(line.cells for line in lines):
         raise ValueError("a sheet needs lines, and every line a picture")
     title_font, line_font, head_font, note_font = (ImageFont.load_default(size) for size in (24, 18, 15, 12))
@@ -62,9 +65,8 @@ def draw_sheet(title: str, subtitle: str, lines: Sequence[Line], *, cell: int = 
             at, column = (0, 0) if number == 0 else divmod(number - 1, max(columns - 1, 1))
             left = MARGIN + (0 if number == 0 else column + 1) * (cell + GAP)
             upper = y + at * row
-            pen.text(
-                (left + cell / 2, upper + HEAD / 2 + 2), _fitting(shown.head, cell, head_font), HEADING, head_font, "mm"
-            )
+            head = _fitting(shown.head, cell, head_font)
+            pen.text((left + cell / 2, upper + HEAD / 2 + 2), head, HEADING, head_font, "mm")
             sheet.paste(_fitted(shown.picture, cell), (left, upper + HEAD))
             pen.text((left + cell / 2, upper + HEAD + cell + NOTE / 2), shown.note, LABEL, note_font, "mm")
         y += count * row + GAP

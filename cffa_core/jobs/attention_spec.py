@@ -8,6 +8,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cffa_core.jobs.spec_fields import Identifier, Kind, PairIndex, Resolution, SamplerSpec, Seed, Spec
 
+# Steps times cells that each_step may keep of every layer and word: 400 steps at 16, 25 at 64.
+MOST_CELLS = 400 * 16**2
+
 Word = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -57,6 +60,14 @@ class AttentionSettings(Spec):
                 raise ValueError(f"{name} must name at least one, each once")
         if self.steps is not None and max(self.steps) >= self.sampler.steps:
             raise ValueError(f"steps are counted from 0, and the sampler takes {self.sampler.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _single_steps_are_few(self) -> Self:
+        kept = self.sampler.steps if self.steps is None else len(self.steps)
+        if self.each_step and kept * self.map_resolution**2 > MOST_CELLS:
+            most = MOST_CELLS // self.map_resolution**2
+            raise ValueError(f"each_step keeps at most {most} steps at this map_resolution, not {kept}; name the steps")
         return self
 
 

@@ -75,11 +75,21 @@ class NewPair:
         return entry
 
 
+@dataclass(frozen=True)
+class BatchRow:
+    """Whose row of the UNet's batch this is: branch, place among the pairs; and whether it is shown the prompt."""
+
+    branch: str
+    pair: int
+    conditional: bool
+
+
 class PairSampler:
     """A model ready to draw pairs with one sampler setting; prompts are encoded once.
 
     Every forward has ``batch_size`` pairs; a shorter batch is padded, so that bits do not depend on the company.
-    ``model_digest`` is what the pairs' files call the model they come from.
+    ``model_digest`` is what the pairs' files call the model they come from. ``tokens`` are the placeholder tokens that
+    are drawn (None: all that the model has); ``prompts`` are the prompts by branch, with them.
     """
 
     def __init__(
@@ -90,6 +100,7 @@ class PairSampler:
         batch_size: int,
         *,
         model_digest: str | None = None,
+        tokens: Sequence[str] | None = None,
     ) -> None:
         self.model = model
         self.model_digest = model_digest
@@ -98,8 +109,8 @@ class PairSampler:
         self.shape = model.noise_shape(resolution)
         self.initial_noise: NoiseMode = sampler.initial_noise or model.default_noise
         self.step_noise: NoiseMode = sampler.step_noise or self.initial_noise
-        prompts = model.prompts(sampler.cf_prompt, sampler.fa_prompt)
-        self._text = {b: model.base.encode_prompts([prompts[b]]) for b in model.branches}
+        self.prompts = model.with_tokens(model.prompts(sampler.cf_prompt, sampler.fa_prompt), tokens)
+        self._text = {b: model.base.encode_prompts([self.prompts[b]]) for b in model.branches}
         self.fixed_text = FixedText(model.unet)
         self._negative = model.base.encode_prompts([sampler.negative_prompt]) if sampler.guidance_scale > 1 else None
 
@@ -132,6 +143,11 @@ class PairSampler:
             self._pair(index, seed, self.model.decode(rows, i, self.batch_size))
             for i, (index, seed) in enumerate(zip(indices, seeds, strict=True))
         ]
+
+    def batch_rows(self, pairs: int) -> list[BatchRow]:
+        """The rows of every forward for ``pairs`` pairs; with guidance those without the prompt come first."""
+        shown = (True,) if self._negative is None else (False, True)
+        return [BatchRow(b, i, told) for told in shown for b in self.model.branches for i in range(pairs)]
 
     @torch.no_grad()
     def latents(
