@@ -30,10 +30,13 @@ from cffa_core.storage.open import open_store
 from cffa_core.webhooks.store import Webhooks
 from services.api import (
     archives,
+    attention_jobs,
     blobs,
+    captioned_jobs,
     dataset_versions,
     datasets,
     documentation,
+    edit_jobs,
     events,
     folder_uploads,
     gates,
@@ -143,6 +146,9 @@ def create_app(settings: Settings) -> FastAPI:
         folder_uploads,
         dataset_versions,
         jobs,
+        attention_jobs,
+        edit_jobs,
+        captioned_jobs,
         events,
         pairs,
         archives,

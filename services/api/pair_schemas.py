@@ -46,11 +46,10 @@ class PairView(Scored):
     fa: StoredImage
     fa_chroma: float | None = Field(description="Mean |a*|, |b*| of FA before it became one channel.")
     source: dict[str, Any] | None = Field(
-        default=None, description="Edited pairs: what was edited, by name or index and by digest."
+        default=None, description="Edited pairs: what was edited: digest of its set, name or index, digests of files."
     )
-    edit: dict[str, Any] | None = Field(
-        default=None, description="Edited pairs: what the edit did, e.g. `mask_area`, the share of the image."
-    )
+    alignment_before: Scores = Field(default=None, description="Edited pairs: the scores before the edit.")
+    mask_share: float | None = Field(default=None, description="Edited pairs: share of the image in the mask, 0 to 1.")
     mask: StoredImage | None = Field(default=None, description="Edited pairs: white where the edit acted.")
     sheet: StoredImage | None = Field(default=None, description="Edited pairs: before and after, side by side.")
 
@@ -106,4 +105,4 @@ def scored(part: int, raw: dict[str, Any]) -> dict[str, Any]:
 
 def edited(raw: dict[str, Any]) -> dict[str, Any]:
     """What an entry of a ``part.json`` says of an edit; nothing for a generated pair."""
-    return {name: raw[name] for name in ("source", "edit") if name in raw}
+    return {name: raw[name] for name in ("source", "alignment_before", "mask_share") if name in raw}

@@ -22,6 +22,7 @@ from cffa_core.jobs.spec import (
     AttentionSettings,
     CaptionedSettings,
     CaptionedTrainSettings,
+    EditSpec,
     EvaluateSettings,
     ExportSettings,
     GenerateSettings,
@@ -250,6 +251,14 @@ class CffaClient:
         """
         named = {"model_id": model_id} if dataset_id is None else {"model_id": model_id, "dataset_id": dataset_id}
         return self._submit("/v1/captioned-jobs", named, settings, priority, asked)
+
+    def submit_edit(self, spec: EditSpec, *, priority: int = 0, asked: Terms = USUAL_TERMS) -> Job:
+        """Post an edit of pairs of a data set (one pair is enough) or of a succeeded job that made pairs.
+
+        ``spec`` says which pairs, with which model, and what changes; its ``count`` is filled in by the service. Raises
+        ``InvalidSpec`` naming every bad field.
+        """
+        return self._submit("/v1/edit-jobs", {}, spec, priority, asked)
 
     def submit_export(
         self, generation_job_id: str, settings: ExportSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS

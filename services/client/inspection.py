@@ -114,8 +114,8 @@ class Inspection:
         """One made pair; raises ``Conflict`` while it is not made, ``NotFound`` if it never will be."""
         return Pair.model_validate_json(self._answer(f"/v1/jobs/{job_id}/pairs/{index}").content)
 
-    def pair_image(self, job_id: str, index: int, modality: Literal["cf", "fa"]) -> bytes:
-        """The PNG of one modality of a made pair."""
+    def pair_image(self, job_id: str, index: int, modality: Literal["cf", "fa", "mask", "sheet"]) -> bytes:
+        """The PNG of one modality of a made pair; of an edited one also its mask, and its sheet of before and after."""
         return self._answer(f"/v1/jobs/{job_id}/pairs/{index}/{modality}.png").content
 
     def report_file(self, job_id: str, name: str) -> bytes:

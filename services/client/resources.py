@@ -164,10 +164,19 @@ class ScoredPair(Resource):
 
 
 class Pair(ScoredPair):
-    """One made pair."""
+    """One made pair.
+
+    An edited one has the ``source`` it was made from, its scores before the edit, the ``mask`` with its share of the
+    image, and a ``sheet`` of before and after.
+    """
 
     cf: Image
     fa: Image
+    source: dict[str, Any] | None = None
+    alignment_before: dict[str, float] | None = None
+    mask_share: float | None = None
+    mask: Image | None = None
+    sheet: Image | None = None
 
 
 class Reject(ScoredPair):
