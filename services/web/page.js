@@ -112,9 +112,13 @@ const REPORTS = ["evaluation", "attention", "captioned"];
 const texts = ({ texts: all, images_per_text: each }) => `${all.length * each} image${all.length * each === 1 ? "" : "s"} of “${all[0]}”`
   + (all.length > 1 ? ` and ${all.length - 1} more` : "");
 
+const edited = ({ edits, count, dataset_id, generation_job_id }) =>
+  `${edits.map(({ direction, text }) => `${direction} “${text}”`).join(", ") || "nothing"}: ${count} pairs of ${dataset_id ?? generation_job_id}`;
+
 function subject({ kind, spec }) {
   if (kind === "training") return `${spec.method} on ${spec.base}, ${spec.steps} steps`;
   if (kind === "generation") return `${spec.count} pairs at ${spec.resolution} px`;
+  if (kind === "edit") return edited(spec);
   if (kind === "export") return `${spec.form} of ${spec.generation_job_id}`;
   if (kind === "attention") return `${spec.kinds.join(" and ")} attention of pair ${spec.index}, seed ${spec.seed}`;
   if (kind === "captioned_training") return `${spec.modality.toUpperCase()} captions of ${spec.dataset_id}, ${spec.steps} steps`;
@@ -234,6 +238,9 @@ function open(at) {
   byId("viewer-title").textContent = `Pair ${pair.index}, seed ${pair.seed}`;
   showImage(byId("stage-cf"), pair.cf.url);
   showImage(byId("stage-fa"), pair.fa.url);
+  for (const made of document.querySelectorAll("[data-edited]")) made.hidden = !pair.sheet;
+  if (pair.sheet) showImage(byId("stage-sheet"), pair.sheet.url);
+  else if (view.mode === "sheet") compare("side");
   byId("previous").disabled = at === 0;
   byId("next").disabled = at === view.pairs.length - 1;
   if (!byId("viewer").open) byId("viewer").showModal();
@@ -244,7 +251,7 @@ function compare(mode) {
   view.mode = byId("stage").dataset.mode = mode;
   for (const button of document.querySelectorAll("[data-mode]"))
     if (button.tagName === "BUTTON") button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
-  byId("amount-label").hidden = mode === "side";
+  byId("amount-label").hidden = mode === "side" || mode === "sheet";
   byId("amount-name").textContent = mode === "checker" ? "Square size" : "Position";
   remember();
 }
@@ -262,7 +269,7 @@ async function recall() {
   if (REPORTS.includes(kind)) return state === "succeeded" ? chooseReport(job) : undefined;
   if (!PAIRS.includes(kind)) return;
   await choose(job);
-  if (["side", "slider", "checker"].includes(mode)) compare(mode);
+  if (["side", "slider", "checker", "sheet"].includes(mode)) compare(mode);
   if (at) open(Number(at));
 }
 
