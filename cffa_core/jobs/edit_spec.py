@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from cffa_core.jobs.spec_fields import BaseName, Identifier, Kind, PairGrid, PairIndex, Prompt, Resolution, Seed, Spec
+
+HERE = "{}"
+Sentence = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^{}]*\{\}[^{}]*$")]
 
 
 class EditTerm(Spec):
@@ -36,13 +39,30 @@ class EditSettings(PairGrid):
         default="union", description="The one mask of both images: that of the CF, of the FA, or both joined."
     )
     resolution: Resolution = 512
-    steps: int = Field(default=50, ge=2, le=1000)
+    # diffusers' leading spacing has no step between two timesteps from 500 steps on.
+    steps: int = Field(default=50, ge=2, le=499)
     skip: float = Field(default=0.15, ge=0, lt=1, description="Part of the steps, the noisiest ones, left out.")
-    source_guidance: float = Field(default=3.5, ge=0, le=30)
+    source_guidance: float = Field(default=3.5, ge=0, le=30, description="Counts where a prompt below is given.")
     cf_prompt: str = Field(default="", max_length=1000, description="What the CF shows before the edit; may be empty.")
     fa_prompt: str = Field(default="", max_length=1000, description="What the FA shows before the edit; may be empty.")
+    cf_sentence: Sentence = Field(
+        default=HERE, description="Sentence around the text of an edit, which stands where `{}` is, for the CF."
+    )
+    fa_sentence: Sentence = Field(default=HERE, description="The same for the FA.")
+    against: Literal["empty", "source"] = Field(
+        default="empty", description="What an edit's sentence is compared with: no prompt, or the source's above."
+    )
+    noise: Literal["shared", "independent"] = Field(
+        default="shared", description="Noise of the inversion: the same for both images, or their own."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: Seed = 42
+
+    @model_validator(mode="after")
+    def _the_source_has_prompts(self) -> Self:
+        if self.against == "source" and not (self.cf_prompt and self.fa_prompt):
+            raise ValueError("against = source compares with cf_prompt and fa_prompt; give both")
+        return self
 
     @model_validator(mode="after")
     def _every_edit_has_a_step(self) -> Self:
