@@ -77,6 +77,8 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
         look("/model_id", get_model, spec.model_id)
         if not problems:
             problems += unfit_family(connection, owner, spec.model_id, captioned=isinstance(spec, CaptionedSpec))
+        if isinstance(spec, AttentionSpec) and not problems:
+            problems += _unfit_structures(connection, owner, spec)
         if isinstance(spec, CaptionedSpec):
             look("/dataset_id", get_dataset, spec.dataset_id)
             problems += too_many_images(spec)
@@ -92,7 +94,7 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
     return _with_training(connection, owner, spec) if isinstance(spec, EvaluationSpec) else spec
 
 
-def _unfit_structures(connection: sa.Connection, owner: str, spec: GenerationSpec) -> list[Problem]:
+def _unfit_structures(connection: sa.Connection, owner: str, spec: GenerationSpec | AttentionSpec) -> list[Problem]:
     """Why a model cannot draw on the structures named, or not without any; empty if it can."""
     card = get_model(connection, owner, spec.model_id).card
     if card.get("method") not in list(Method):
@@ -102,7 +104,7 @@ def _unfit_structures(connection: sa.Connection, owner: str, spec: GenerationSpe
     except InvalidSpec as error:
         return list(error.problems)
     trained = card.get("settings", {}).get("controlnet") or {}
-    if spec.structure_dataset_id is None or trained.get("vessels") != "masks":
+    if isinstance(spec, AttentionSpec) or spec.structure_dataset_id is None or trained.get("vessels") != "masks":
         return []
     return _without_vessels(connection, owner, spec.structure_dataset_id, "/structure_dataset_id")
 

@@ -231,7 +231,7 @@ class Executor:
             return compute_captioned(order, spec, model, dataset, context, self._objects, device)
         base = _read_card(model / "model.json")["base"]["name"]
         models_dir = self._models_dir(base, order, context)
-        device = self._prepare("fp32", 1)
+        device = self._prepare(spec.precision, 1)
         return compute_attention(order, spec, model, base, context, self._objects, device, models_dir)
 
     def _export(self, order: WorkOrder, spec: ExportSpec, context: UnitContext) -> Done:

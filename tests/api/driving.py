@@ -40,13 +40,18 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def good_upload(pairs: int = 3) -> bytes:
-    """A zip that the check takes in."""
-    members: dict[str, bytes] = {}
+def good_upload(pairs: int = 3, captions: str | None = None) -> bytes:
+    """A zip that the check takes in, if the captions are right."""
+    members: dict[str, bytes] = {} if captions is None else {"captions.jsonl": captions.encode()}
     for index in range(pairs):
         members[f"cf/m{index:03d}.png"] = png(index)
         members[f"fa/m{index:03d}.png"] = png(index, colour=False)
     return zipped(members)
+
+
+def captions(*names: str) -> str:
+    """A captions.jsonl with one text of the CF for each pair."""
+    return "".join(json.dumps({"name": name, "cf": f"fundus {name}", "findings": ["exudate"]}) + "\n" for name in names)
 
 
 def problem(response: Any, status: int, code: str) -> dict[str, Any]:
@@ -113,17 +118,30 @@ class Worker:
         key = result_key(claim.job_id, "finalize", claim.attempt, "archive.zip")
         self.store.commit(claim, StoredFiles({"archive.zip": self.objects.put_file(key, path)}), {}, job_result={})
 
-    def train(self) -> str:
+    def compute(self, kind: Kind, files: dict[str, bytes]) -> str:
+        """Claim and finish both units of a job that computes a report of these files; return the job's id."""
+        claim = self.claim(kind)
+        stored = {
+            name: self.objects.put_bytes(result_key(claim.job_id, "compute", claim.attempt, name), data)
+            for name, data in files.items()
+        }
+        self.store.commit(claim, StoredFiles(stored), {"inputs": {}})
+        self.store.commit(self.claim(kind), StoredFiles(), {}, job_result={"files": len(files)})
+        return claim.job_id
+
+    def train(self, kind: Kind = Kind.TRAINING) -> str:
         """Claim and finish both units of a training job; return its model's id."""
-        claim = self.claim(Kind.TRAINING)
+        claim = self.claim(kind)
         key = result_key(claim.job_id, "train", claim.attempt, "model/model.json")
         stored = StoredFiles({"model/model.json": self.objects.put_bytes(key, b'{"method": "dual_unet"}')})
         self.store.add_metrics(claim, 1, {"loss_cf": 0.9, "loss_fa": 0.8})
         self.store.add_metrics(claim, 2, {"loss_cf": 0.7, "loss_fa": 0.6})
         self.store.add_checkpoint(claim, 2, stored)
         self.store.commit(claim, stored, {})
-        last = self.claim(Kind.TRAINING)
-        card = {"method": "dual_unet", "base": {"name": "tiny", "digest": "0" * 64}, "step": 2}
+        last = self.claim(kind)
+        card: dict[str, Any] = {"method": "dual_unet", "base": {"name": "tiny", "digest": "0" * 64}, "step": 2}
+        if kind is Kind.CAPTIONED_TRAINING:
+            card = {"family": "captioned", "modality": "cf", "step": 2}
         made = NewModel(digest="1" * 64, card=card, stored=stored)
         job = self.store.commit(last, StoredFiles({}), {}, job_result={}, model=made)
         assert job.result is not None

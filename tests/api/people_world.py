@@ -7,10 +7,11 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.upload_rows import AnnouncedFile
 from cffa_core.people.keys import Scope
 from services.api.access import Backend
-from tests.api.driving import Worker, good_upload
+from tests.api.driving import Worker, captions, good_upload
 
 BOOTSTRAP = "only-a-bootstrap-key-of-these-tests"
 
@@ -49,7 +50,8 @@ class World:
         """One of everything that an owner can have; their ids go to ``ids``."""
         owner = who.rpartition("-")[0]
         store = self.backend.store
-        upload = {"files": {"file": ("set.zip", good_upload(3), "application/zip")}, "data": {"name": "theirs"}}
+        said = good_upload(3, captions("m000", "m001"))
+        upload = {"files": {"file": ("set.zip", said, "application/zip")}, "data": {"name": "theirs"}}
         dataset = self.made(who, "/v1/datasets", **upload)["id"]
         training = self.made(who, "/v1/training-jobs", json={"dataset_id": dataset, "steps": 2})["id"]
         model = self.worker.train()
@@ -59,6 +61,13 @@ class World:
         self.worker.make_part()
         body = {"generation_job_id": generation, "reference_dataset_id": dataset}
         evaluation = self.made(who, "/v1/evaluation-jobs", json=body)["id"]
+        attention = self.made(who, "/v1/attention-jobs", json={"model_id": model})["id"]
+        self.worker.compute(Kind.ATTENTION, {"report.json": b"{}"})
+        body = {"dataset_id": dataset, "steps": 2}
+        captioned_training = self.made(who, "/v1/captioned-training-jobs", json=body)["id"]
+        captioned_model = self.worker.train(Kind.CAPTIONED_TRAINING)
+        body = {"model_id": captioned_model, "task": "image_to_text", "dataset_id": dataset}
+        captioned = self.made(who, "/v1/captioned-jobs", json=body)["id"]
         folder = store.add_upload(
             owner, store.new_id("up"), "folder", [AnnouncedFile("cf/a.png", 3, "uploads/a")], {}, seconds=600
         )
@@ -67,8 +76,8 @@ class World:
         key = self.made(who, "/v1/api-keys", json={"name": "another", "scope": "viewer"})["id"]
         self.ids = {
             "dataset_id": [dataset],
-            "job_id": [training, generation, evaluation],
-            "model_id": [model],
+            "job_id": [training, generation, evaluation, attention, captioned_training, captioned],
+            "model_id": [model, captioned_model],
             "upload_id": [folder.id],
             "webhook_id": [hook.id],
             "delivery_id": [delivery.id],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from cffa_core.jobs.spec import Kind
 from tests.api.driving import Worker
 
 
@@ -24,7 +25,7 @@ def samples(client: TestClient) -> dict[str, dict[tuple[str, ...], float]]:
 def test_an_idle_service_has_zeros(client: TestClient) -> None:
     found = samples(client)
     assert found["cffa_jobs"]["generation", "queued"] == 0
-    nothing = {("training",): 0, ("generation",): 0, ("evaluation",): 0, ("export",): 0}
+    nothing = {(kind.value,): 0 for kind in Kind}
     assert found["cffa_queue_load"] == nothing
     assert found["cffa_queue_age_seconds"] == nothing
     assert found["cffa_workers"] == {(): 0}

@@ -13,7 +13,15 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from cffa_core.jobs.spec import parse_spec
-from services.api import dataset_schemas, people_schemas, problems, product_schemas, schemas
+from services.api import (
+    attention_jobs,
+    captioned_jobs,
+    dataset_schemas,
+    people_schemas,
+    problems,
+    product_schemas,
+    schemas,
+)
 
 METHODS = {"get", "post", "put", "delete", "head", "patch"}
 ROUTES = {
@@ -34,6 +42,9 @@ ROUTES = {
     ("post", "/v1/training-jobs"),
     ("post", "/v1/generation-jobs"),
     ("post", "/v1/evaluation-jobs"),
+    ("post", "/v1/attention-jobs"),
+    ("post", "/v1/captioned-training-jobs"),
+    ("post", "/v1/captioned-jobs"),
     ("get", "/v1/jobs"),
     ("get", "/v1/jobs/{job_id}"),
     ("delete", "/v1/jobs/{job_id}"),
@@ -154,7 +165,7 @@ def test_problems_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 def models_with_examples() -> list[tuple[type[BaseModel], dict[str, Any]]]:
     found = []
-    for module in (schemas, dataset_schemas, product_schemas, people_schemas, problems):
+    for module in (schemas, attention_jobs, captioned_jobs, dataset_schemas, product_schemas, people_schemas, problems):
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel) and model.__module__ == module.__name__:
                 extra = model.model_config.get("json_schema_extra") or {}
@@ -172,6 +183,7 @@ def test_examples_are_valid(model: type[BaseModel], example: dict[str, Any]) -> 
 def test_enough_is_exemplified() -> None:
     shown = {model.__name__ for model, _ in models_with_examples()}
     posted = {"TrainingJobRequest", "GenerationJobRequest", "EvaluationJobRequest", "ExportRequest"}
+    posted |= {"AttentionJobRequest", "CaptionedTrainingJobRequest", "CaptionedJobRequest"}
     assert posted | {"JobView", "ProblemDocument", "ArchiveView", "ReportView"} <= shown
 
 
@@ -180,6 +192,9 @@ def test_posted_examples_are_specs_of_the_library() -> None:
         schemas.TrainingJobRequest: "training",
         schemas.GenerationJobRequest: "generation",
         schemas.EvaluationJobRequest: "evaluation",
+        attention_jobs.AttentionJobRequest: "attention",
+        captioned_jobs.CaptionedTrainingJobRequest: "captioned_training",
+        captioned_jobs.CaptionedJobRequest: "captioned",
     }
     for model, example in models_with_examples():
         if model in kinds:

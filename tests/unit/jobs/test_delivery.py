@@ -39,7 +39,16 @@ def test_repeating_the_top_up_publishes_nothing_more(waiting: int, workers: int,
 
 
 def test_queues_are_named_after_kinds() -> None:
-    assert [queue_of(kind) for kind in Kind] == ["training", "generation", "evaluation", "export"]
+    assert [queue_of(kind) for kind in Kind] == [
+        "training",
+        "generation",
+        "evaluation",
+        "export",
+        "attention",
+        "edit",
+        "captioned_training",
+        "captioned",
+    ]
 
 
 def test_only_json_is_spoken_and_nothing_waits_for_ever() -> None:
