@@ -27,13 +27,14 @@ from cffa_core.data.pairs import PairSet
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.evaluation.pair_scores import TrainingPairs
 from cffa_core.jobs.context import FolderContext
-from cffa_core.jobs.spec import GateSpec, GenerateSettings, Spec, TrainSettings
+from cffa_core.jobs.spec import AttentionSettings, GateSpec, GenerateSettings, Spec, TrainSettings
 from cffa_core.methods.method import PairMethod, read_card
 from cffa_core.methods.pair_sampler import NewPair, PairSampler
 from cffa_core.methods.registry import load_method
 from cffa_core.models import base as models_base
 from cffa_core.models.base import DTYPES, Base, Precision
 from cffa_core.models.checkpoint import folder_digest
+from cffa_core.recipes.attention import capture_with
 from cffa_core.recipes.generate import draw_slots, own_prompts
 from cffa_core.recipes.novelty import training_pairs_beside
 from cffa_core.recipes.structures import Structures, structures_for
@@ -56,11 +57,11 @@ def load_base(
 
 
 def load_pairs(path: str | Path, resolution: int = 512, *, crop_to_common: bool = False) -> PairSet:
-    """Load registered pairs from a folder or zip in any of the accepted layouts.
+    """Load registered pairs, with all their masks, from a folder or zip in any of the accepted layouts.
 
     Raises ``InvalidDataset`` naming every bad file.
     """
-    return data_pairs.load_pairs(Path(path), resolution, crop_to_common)
+    return data_pairs.load_pairs(Path(path), resolution, crop_to_common, masks=None)
 
 
 class Model:
@@ -91,6 +92,7 @@ class Model:
         structures: PairSet | Literal["procedural"] | None = None,
         gate: GateSpec | dict[str, Any] | None = None,
         only: Sequence[tuple[int, int]] | None = None,
+        tokens: Sequence[str] | None = None,
         on_progress: OnProgress | None = None,
         **sampler: Any,
     ) -> Iterator[NewPair]:
@@ -99,6 +101,7 @@ class Model:
         Each pair carries its scores (``alignment``, ``novelty``). With a ``gate`` (``{"min_alignment": 0.3}``) a slot
         is tried again until a pair passes; a slot of which no try does is left out, and ``on_progress`` is told more
         steps than were expected. ``only`` draws these pairs alone, (index, try) each: ``only=[(17, 0)]`` is pair 17.
+        Of a model trained with placeholder tokens, ``tokens=["disc", "vessel"]`` draws these (default: all).
 
         ``sampler`` takes the fields of :class:`cffa_core.jobs.spec.SamplerSpec` (``steps=25``, ``scheduler="ddim"``,
         ``initial_noise="rotated"``, ``guidance_scale=3.0``, ...); prompts default to those of the training, and
@@ -116,15 +119,36 @@ class Model:
             sampler=sampler,
             gate=gate,
             only=only,
+            tokens=tokens,
         )
         given = structures if isinstance(structures, PairSet) else None
         return self._draw(settings, structures_for(settings, self.method, given), on_progress)
+
+    def attention(self, out: str | Path, *, on_progress: OnProgress | None = None, **settings: Any) -> dict[str, Any]:
+        """Draw one pair and write to ``out`` where its words and points look (docs/attention.md); returns the report.
+
+        ``settings`` takes the fields of :class:`cffa_core.jobs.spec.AttentionSettings` (``index=3``,
+        ``tokens=["vessels"]``, ``kinds=["cross", "self"]``, ``sampler={"steps": 25}``, ...). The pair is the one that
+        :meth:`sample` draws with these and ``batch_size=1``. Raises ``InvalidSpec``.
+        """
+        defaults = {"resolution": self.method.settings.resolution, "precision": _PRECISION[self.method.base.dtype]}
+        checked = _checked(AttentionSettings, **(defaults | settings))
+        spec = own_prompts(checked.sampler, self.method)
+        sampler = PairSampler(self.method, spec, checked.resolution, 1, model_digest=self.digest)
+        return capture_with(sampler, checked, Path(out), on_progress or (lambda stage, done, total: None))
 
     def _draw(
         self, settings: GenerateSettings, structures: Structures | None, on_progress: OnProgress | None
     ) -> Iterator[NewPair]:
         spec = own_prompts(settings.sampler, self.method)
-        sampler = PairSampler(self.method, spec, settings.resolution, settings.batch_size, model_digest=self.digest)
+        sampler = PairSampler(
+            self.method,
+            spec,
+            settings.resolution,
+            settings.batch_size,
+            model_digest=self.digest,
+            tokens=settings.tokens,
+        )
         # Without a gate every batch is yielded as it comes; with one, slots that are tried again share batches.
         settings = settings.model_copy(update={} if settings.gate else {"part_size": settings.batch_size})
         done = 0

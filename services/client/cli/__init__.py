@@ -9,10 +9,12 @@ import typer
 
 from services.client.cli import (
     admin,
+    attention,
     attention_jobs,
     captioned_jobs,
     datasets,
     direct,
+    edit,
     edit_jobs,
     embedded,
     evaluate,
@@ -53,6 +55,7 @@ for group in (
     direct,
     datasets,
     evaluate,
+    edit,
     findings,
     models,
     interchange,
