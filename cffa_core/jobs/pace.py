@@ -214,7 +214,8 @@ def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
         images = len(other["texts"]) * other["images_per_text"]
         return made == (other["task"], images, other["ddim_steps"], other["use_diffusion"], other["dataset_id"])
     if isinstance(spec, CaptionedTrainingSpec):
-        return spec.batch_size == int(other["batch_size"])
+        sizes = spec.sizes.model_dump(mode="json")
+        return (spec.batch_size, spec.precision, sizes) == (other["batch_size"], other["precision"], other["sizes"])
     like = (spec.method.value, spec.base, spec.resolution, spec.batch_size, spec.gradient_accumulation)
     names = ("method", "base", "resolution", "batch_size", "gradient_accumulation")
     return like == tuple(other[name] for name in names)

@@ -93,7 +93,7 @@ class Executor:
         out = Path(order.folder) / "run"
         out.mkdir()
         if isinstance(spec, CaptionedTrainingSpec):
-            device = self._prepare("fp32", spec.batch_size)
+            device = self._prepare(spec.precision, spec.batch_size)
             from cffa_core.recipes.captioned import run_captioned_training
 
             model = run_captioned_training(spec.settings(), dataset, out, context, device=device)
@@ -227,7 +227,9 @@ class Executor:
         model = self._input(order, "model", context)
         if isinstance(spec, CaptionedSpec):
             dataset = self._input(order, "dataset", context) if "dataset" in order.inputs else None
-            device = self._prepare("fp32", 1)
+            from cffa_core.recipes.captioned import BATCH
+
+            device = self._prepare("fp32", BATCH)
             return compute_captioned(order, spec, model, dataset, context, self._objects, device)
         base = _read_card(model / "model.json")["base"]["name"]
         models_dir = self._models_dir(base, order, context)

@@ -101,10 +101,10 @@ class World:
         """The object store of this installation."""
         return open_store(self.settings)
 
-    def add_dataset(self, count: int = 4) -> Dataset:
-        """Check tiny pairs and take them in, as the API does."""
+    def add_dataset(self, count: int = 4, source: Path | None = None) -> Dataset:
+        """Check tiny pairs (or those of ``source``) and take them in, as the API does."""
         dataset_id = self.store.new_id("ds")
-        source = write_pairs(self.settings.home / "raw" / dataset_id, count)
+        source = source or write_pairs(self.settings.home / "raw" / dataset_id, count)
         folder = self.settings.home / "checked" / dataset_id
         checked = check(source)
         index = write(checked, folder)
