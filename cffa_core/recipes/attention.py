@@ -21,7 +21,8 @@ from cffa_core.attention.words import word_positions, words_of
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.jobs.spec import AttentionSettings, GenerateSettings
 from cffa_core.methods.pair_sampler import NewPair, PairSampler
-from cffa_core.recipes.attention_report import CapturedPair, Look, WordMap, write_report
+from cffa_core.recipes.attention_report import write_report
+from cffa_core.recipes.attention_sheets import CapturedPair, Look, WordMap
 from cffa_core.recipes.generate import load_sampler
 from cffa_core.recipes.structures import structures_for
 from cffa_core.rng import pair_seed

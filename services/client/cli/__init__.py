@@ -53,6 +53,7 @@ for group in (
     pairs,
     webhooks,
     direct,
+    attention,
     datasets,
     evaluate,
     edit,
