@@ -85,6 +85,9 @@ class ControlNetSpec(Spec):
     scale: float = Field(default=1.0, gt=0, le=2, description="Weight of the ControlNets' residuals.")
 
 
+FINDING_MASKS = ("haemorrhage", "exudate", "microaneurysm", "leakage")
+
+
 class TokenSpec(Spec):
     """One placeholder token: ``<name>`` in prompts, bound to a mask (METHODS 6)."""
 
@@ -107,6 +110,15 @@ class TokenSpec(Spec):
         if self.source == "frangi" and self.masks is not None:
             raise ValueError("a token has masks or source frangi, not both")
         return self
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the data set's masks that may be meant; none with Frangi's filter."""
+        if self.source == "frangi":
+            return ()
+        if self.masks is not None:
+            return self.masks
+        return ("lesion", *FINDING_MASKS) if self.name == "lesion" else (self.name,)
 
 
 class TokensSpec(Spec):

@@ -7,7 +7,7 @@ and tiles are made is in `data.vessel_map`, where they come from in a generation
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from cffa_core import rng
 from cffa_core.data import vessel_map
 from cffa_core.data.pairs import Pair
-from cffa_core.errors import CorruptArtifact, InvalidDataset, ModelUnavailable, Problem
+from cffa_core.errors import InvalidDataset, Problem
 from cffa_core.jobs.spec import ControlNetSpec, Method
 from cffa_core.methods.method import PairMethod, Tensors
+from cffa_core.models.checkpoint import read_tensors
 
 Vessels = Literal["frangi", "masks"]
 
@@ -167,23 +167,8 @@ class ControlNet(PairMethod):
         """Read what :meth:`write_weights` wrote; raises ``CorruptArtifact`` or ``ModelUnavailable``."""
         super().read_weights(folder)
         for name, net in self.nets.items():
-            weights = _read(folder / f"controlnet_{name}.safetensors", net.state_dict())
+            weights = read_tensors(folder / f"controlnet_{name}.safetensors", net.state_dict())
             net.load_state_dict(weights)
-
-
-def _read(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, which must have the names and shapes of ``expected``."""
-    if not path.is_file():
-        raise ModelUnavailable(f"the model folder has no {path.name}")
-    try:
-        found: dict[str, torch.Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise CorruptArtifact(f"{path.name} is not a readable safetensors file: {error}") from error
-    wrong = set(expected) ^ set(found)
-    wrong |= {name for name in set(expected) & set(found) if expected[name].shape != found[name].shape}
-    if wrong:
-        raise CorruptArtifact(f"{path.name} does not fit this base's ControlNet: {sorted(wrong)[:3]}")
-    return found
 
 
 def _bytes(image: torch.Tensor) -> NDArray[np.uint8]:

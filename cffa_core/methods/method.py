@@ -25,7 +25,7 @@ from cffa_core.diffusion.latents import Moments, View
 from cffa_core.diffusion.losses import ModalityLatents, NoiseSchedule, pair_loss
 from cffa_core.diffusion.perceptual import Lpips, latent_distance
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
-from cffa_core.jobs.spec import Method, NoiseMode, TrainSettings
+from cffa_core.jobs.spec import Method, NoiseMode, TrainSettings, check_tokens
 from cffa_core.models.base import Base
 from cffa_core.models.checkpoint import describe_files, publish, verify_files
 from cffa_core.models.lora import attach_dual_lora, share_weights
@@ -97,8 +97,19 @@ class PairMethod:
         given = {"cf": cf_prompt, "fa": fa_prompt}
         return {m: given[m] for m in self.modalities}
 
+    def with_tokens(self, prompts: Mapping[str, str], tokens: Sequence[str] | None) -> dict[str, str]:
+        """The prompts with these placeholder tokens in them (None: with all that the model has).
+
+        Raises ``InvalidSpec`` for tokens that the model does not have: only `dual_unet` can have any.
+        """
+        check_tokens((), tokens)
+        return dict(prompts)
+
     def structure(self, pair: Pair) -> dict[str, torch.Tensor]:
-        """Control images of a pair by name, each ``(3, H, W)`` uint8; none unless the method is conditional."""
+        """What training needs of a pair beside its latents, by name ``(..., h, w)``; a flip turns the last two axes.
+
+        Of a conditional method the control images, ``(3, H, W)`` uint8; with placeholder tokens their masks.
+        """
         return {}
 
     def control_rows(self, structure: Tensors) -> Tensors:
@@ -110,6 +121,20 @@ class PairMethod:
         return self.lora.named_parameters()
 
     # --- training -----------------------------------------------------------------------------------------------------
+
+    def training_parts(
+        self,
+        x0: Tensors,
+        valid: Tensors,
+        text: Tensors,
+        generator: torch.Generator,
+        structure: Tensors | None = None,
+    ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """The losses whose sum a step minimises; each is followed by its own backward before the next is asked for.
+
+        In most methods there is one, :meth:`training_loss`.
+        """
+        yield self.training_loss(x0, valid, text, generator, structure)
 
     def training_loss(
         self,
@@ -157,6 +182,21 @@ class PairMethod:
         structure: Tensors | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss at GIVEN ``timesteps[b] (B,)`` and ``noise[b]``; validation uses it with fixed draws."""
+        return self.pair_loss_of(self.branches_at(x0, valid, text, timesteps, noise, structure))
+
+    def branches_at(
+        self,
+        x0: Tensors,
+        valid: Tensors,
+        text: Tensors,
+        timesteps: Tensors,
+        noise: Tensors,
+        structure: Tensors | None = None,
+    ) -> dict[str, ModalityLatents]:
+        """What each branch was shown and what it predicts, at GIVEN timesteps and noise, by ONE forward.
+
+        ``text[b]`` is ``(1, 77, D)``, or ``(B, 77, D)`` with a prompt for each pair.
+        """
         device, names = self.base.device, self.branches
         size = x0[names[0]].shape[0]
         clean = {b: x0[b].to(device) for b in names}
@@ -172,10 +212,13 @@ class PairMethod:
                 [b for b in names for _ in range(size)],
                 *((shown,) if shown else ()),
             )
-        found = {
+        return {
             b: ModalityLatents(clean[b], x_t[b], eps[b], t[b], valid[b].to(device), said)
             for b, said in zip(names, predicted.chunk(len(names)), strict=True)
         }
+
+    def pair_loss_of(self, found: Mapping[str, ModalityLatents]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The pair loss of METHODS 2 and its terms, detached, of what the branches predict."""
         perceptual = None if self.lpips is None else partial(latent_distance, self.lpips, self.base.decode_open)
         return pair_loss(self.by_modality(found), self.schedule, self.settings.loss, perceptual)
 

@@ -73,6 +73,10 @@ class Base:
 
         Raises ``InvalidSpec`` for a prompt longer than the tokenizer's limit: its end would be dropped silently.
         """
+        return self.encode_prompts_open(prompts)
+
+    def encode_prompts_open(self, prompts: Sequence[str]) -> torch.Tensor:
+        """As :meth:`encode_prompts`, but with a gradient to the text encoder's weights where they are trained."""
         limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         for prompt in prompts:
             length = len(self.tokenizer(prompt, verbose=False).input_ids)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from cffa_core.errors import CorruptArtifact
+from cffa_core.errors import CorruptArtifact, ModelUnavailable
 
 STATE_FORMAT = "cffa-training-state/1"
 TENSORS, STATE = "state.safetensors", "state.json"
@@ -66,6 +66,24 @@ def read_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return load_file(folder / TENSORS), document["state"]
     except (OSError, SafetensorError) as error:
         raise CorruptArtifact(f"{TENSORS} of the checkpoint is not readable: {error}") from error
+
+
+def read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a model's safetensors file, which must have the names and shapes of ``expected``.
+
+    Raises ``ModelUnavailable`` if the file is absent, ``CorruptArtifact`` if it is not readable or does not fit.
+    """
+    if not path.is_file():
+        raise ModelUnavailable(f"the model folder has no {path.name}")
+    try:
+        found: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise CorruptArtifact(f"{path.name} is not a readable safetensors file: {error}") from error
+    wrong = set(expected) ^ set(found)
+    wrong |= {name for name in set(expected) & set(found) if expected[name].shape != found[name].shape}
+    if wrong:
+        raise CorruptArtifact(f"{path.name} does not fit this base and these settings: {sorted(wrong)[:3]}")
+    return found
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -39,7 +39,8 @@ def load_sampler(
 
     Raises ``ModelUnavailable`` if either is missing, they do not belong together, or the model knows one modality
     only; ``CorruptArtifact`` if the model's files are damaged; ``InvalidSpec`` for prompts the base cannot take, and
-    where the model draws on structures and ``settings`` names none, or the other way round.
+    where the model draws on structures and ``settings`` names none, or the other way round, and for tokens that the
+    model does not have.
     """
     check_structures(Method(read_card(model)["method"]), settings.structures)
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
@@ -48,7 +49,9 @@ def load_sampler(
         raise ModelUnavailable(f"the model was trained on {trained.modalities[0]} alone; a pair needs cf and fa")
     prompts = own_prompts(settings.sampler, trained)
     digest = folder_digest(model)
-    return PairSampler(trained, prompts, settings.resolution, settings.batch_size, model_digest=digest)
+    return PairSampler(
+        trained, prompts, settings.resolution, settings.batch_size, model_digest=digest, tokens=settings.tokens
+    )
 
 
 def own_prompts(sampler: SamplerSpec, model: PairMethod) -> SamplerSpec:

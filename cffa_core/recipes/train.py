@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cffa_core.data.pairs import PairSet, load_pairs
+from cffa_core.data.token_masks import masks_to_load
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import TrainSettings
 from cffa_core.models.base import Base, load_base
@@ -41,7 +42,8 @@ def run_training(
     """
     context.progress("loading", 0, settings.steps)
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
-    pairs = load_pairs(dataset, settings.resolution, settings.crop_to_common)
+    masks = masks_to_load(settings.tokens)
+    pairs = load_pairs(dataset, settings.resolution, settings.crop_to_common, masks=masks)
     return train_pairs(settings, pairs, loaded, out, context, lpips_weights=lpips_weights)
 
 

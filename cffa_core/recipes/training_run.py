@@ -18,19 +18,23 @@ import torch
 
 from cffa_core import rng
 from cffa_core.data.pairs import PairSet, turn
+from cffa_core.data.token_masks import require_masks
 from cffa_core.diffusion.latents import LatentCache, StructureCache, Variant, draw_variant
 from cffa_core.diffusion.perceptual import Lpips
 from cffa_core.diffusion.rotation import band_rotations, noise_rotation
 from cffa_core.errors import Conflict, NotEnoughData, TrainingDiverged
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import TrainSettings
+from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.method import read_card
 from cffa_core.methods.pair_sampler import PairSampler
 from cffa_core.methods.registry import METHODS
 from cffa_core.models.base import Base
 from cffa_core.models.checkpoint import publish, read_state, write_state
+from cffa_core.recipes.masked_training import draw_prior, write_attention_sheet
 from cffa_core.recipes.preview import write_previews
 from cffa_core.recipes.run_folder import RunFolder
+from cffa_core.recipes.training_phases import phase_at
 
 VALIDATION_TIMESTEPS = (200, 500, 800)
 # A rotation is a 4x4 matrix over thousands of cells per pair: more pairs would cost encoding time and change nothing.
@@ -39,14 +43,6 @@ PREVIEW_BATCH = 5
 # Of a run that draws no previews.
 SAMPLE_PAIRS = 4
 SAMPLE = "sample"
-
-
-def learning_rate(done: int, steps: int, peak: float) -> float:
-    """Rate of the step after ``done`` finished ones: constant for half of the run, then a cosine to 0."""
-    half = steps // 2
-    if done < half:
-        return peak
-    return peak * 0.5 * (1 + math.cos(math.pi * (done - half) / (steps - half)))
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,8 @@ class TrainingRun:
         train, held_out = pairs.for_training(settings.holdout, settings.seed)
         if not len(train):
             raise NotEnoughData("there is no pair to train on")
+        if settings.tokens is not None:
+            require_masks(train, settings.tokens)
         self.settings, self.base, self.context, self.digest = settings, base, context, pairs.digest
         self.files = RunFolder(out)
         self.train, self.held_out, self.step = train, held_out, 0
@@ -91,8 +89,12 @@ class TrainingRun:
         self.held_structures = StructureCache(held_out, self.model.structure, turn)
         self.weights = [parameter for _, parameter in self.model.named_parameters()]
         self.ema = [weight.detach().clone() for weight in self.weights] if settings.ema_decay else []
-        self.optimizer = torch.optim.AdamW(self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self._begin_phase()
         self.scaler = torch.amp.GradScaler(base.device.type, enabled=settings.precision == "fp16")
+
+    def _begin_phase(self) -> None:
+        self.phase = phase_at(self.settings, self.step)
+        self.optimizer = self.phase.optimizer(self.model, self.settings.weight_decay)
 
     def start(self) -> None:
         """Resume from the newest checkpoint, or begin: clear the folder and measure the noise rotation."""
@@ -109,6 +111,8 @@ class TrainingRun:
                 moments.append(self.model.moments_by_modality(self.train_latents.moments(index, Variant())))
             self.model.noise_rotation = noise_rotation(moments)
             self.model.band_rotations = band_rotations(moments)
+        if isinstance(self.model, DualUnet):
+            draw_prior(self.model, self.settings, lambda done, total: self.context.progress("prior", done, total))
         if self.split_is_given:
             self.files.note("validation_log", 0, "the data set's own split counts; holdout is left aside")
         if not len(self.held_latents):
@@ -118,19 +122,19 @@ class TrainingRun:
         """One optimiser step; ``self.step`` counts the finished ones."""
         settings, number = self.settings, self.step + 1
         generator = rng.generator(settings.seed, "step", number)
-        rate = learning_rate(self.step, settings.steps, settings.learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.phase.rate(self.step, group["peak"])
+        rate = self.optimizer.param_groups[0]["lr"]
         sums: dict[str, float] = {}
         names: list[str] = []
         for micro in range(settings.gradient_accumulation):
             batch = self._batch(self.step * settings.gradient_accumulation + micro, generator)
             names += batch.names
-            loss, terms = self.model.training_loss(batch.x0, batch.valid, self.text, generator, batch.structure)
-            scaled = self.scaler.scale(loss / settings.gradient_accumulation)
-            scaled.backward()  # type: ignore[no-untyped-call]
-            for name, term in {"loss": loss.detach(), **terms}.items():
-                sums[name] = sums.get(name, 0.0) + float(term) / settings.gradient_accumulation
+            for loss, terms in self.model.training_parts(batch.x0, batch.valid, self.text, generator, batch.structure):
+                scaled = self.scaler.scale(loss / settings.gradient_accumulation)
+                scaled.backward()  # type: ignore[no-untyped-call]
+                for name, term in {"loss": loss.detach(), **terms}.items():
+                    sums[name] = sums.get(name, 0.0) + float(term) / settings.gradient_accumulation
         if not math.isfinite(sums["loss"]):
             raise self._diverged(f"the loss at step {number}", sums["loss"], names)
         self.scaler.unscale_(self.optimizer)
@@ -144,6 +148,8 @@ class TrainingRun:
         for average, weight in zip(self.ema, self.weights, strict=bool(self.ema)):
             average.lerp_(weight.detach(), 1 - settings.ema_decay)
         self.step = self.model.step = number
+        if number == self.phase.last < settings.steps:
+            self._begin_phase()
         values = {**sums, "lr": rate}
         if torch.isfinite(norm):
             values["grad_norm"] = float(norm)
@@ -198,6 +204,11 @@ class TrainingRun:
 
         with self._averaged(), publish(target) as staging:
             write_previews(sampler, pairs, settings.seed, staging, on_step, self._preview_structures(pairs))
+            if isinstance(self.model, DualUnet):
+                held = (self.held_out, self.held_latents, self.held_structures)
+                train = (self.train, self.train_latents, self.train_structures)
+                seen = held if len(self.held_latents) else train
+                write_attention_sheet(self.model, *seen, settings.seed, staging)
 
     def _preview_structures(self, pairs: int) -> list[dict[str, torch.Tensor]]:
         """What the preview pairs are drawn on: held-out eyes, where there are any; nothing in most methods."""
@@ -285,9 +296,12 @@ class TrainingRun:
         tensors: dict[str, torch.Tensor] = {}
         for place, (name, weight) in enumerate(self.model.named_parameters()):
             tensors[f"weight/{name}"] = weight
-            tensors |= {f"adamw/{name}/{key}": value for key, value in self.optimizer.state[weight].items()}
+            kept = self.optimizer.state.get(weight, {})
+            tensors |= {f"adamw/{name}/{key}": value for key, value in kept.items()}
             if self.ema:
                 tensors[f"ema/{name}"] = self.ema[place]
+        if isinstance(self.model, DualUnet):
+            tensors |= {f"prior/{branch}": latents for branch, latents in (self.model.prior or {}).items()}
         return tensors
 
     def _state(self) -> dict[str, Any]:
@@ -304,6 +318,8 @@ class TrainingRun:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         settings = self.settings.model_dump(mode="json", include=set(TrainSettings.model_fields))
+        if settings["tokens"] is None:  # checkpoints of before know no tokens, and go on
+            del settings["tokens"]
         lpips = self.model.lpips.sha256 if self.model.lpips else None
         return {"settings": settings, "dataset": self.digest, "base": self.base.digest, "lpips": lpips}
 
@@ -320,6 +336,10 @@ class TrainingRun:
             found = state.get(name)
             setattr(self.model, name, None if found is None else np.array(found))
         self.scaler.load_state_dict(state["scaler"])
+        self._begin_phase()
+        if isinstance(self.model, DualUnet) and self.model.prior is not None:
+            kept = {name.removeprefix("prior/"): x for name, x in tensors.items() if name.startswith("prior/")}
+            self.model.prior.update(kept)
         with torch.no_grad():
             for place, (name, weight) in enumerate(self.model.named_parameters()):
                 weight.copy_(tensors[f"weight/{name}"])
@@ -327,6 +347,7 @@ class TrainingRun:
                     self.ema[place].copy_(tensors[f"ema/{name}"])
                 prefix = f"adamw/{name}/"
                 kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                self.optimizer.state[weight] = {
-                    key: value if key == "step" else value.to(weight.device) for key, value in kept.items()
-                }
+                if kept:  # a weight that its phase does not train, or has not yet, has no state
+                    self.optimizer.state[weight] = {
+                        key: value if key == "step" else value.to(weight.device) for key, value in kept.items()
+                    }

@@ -21,7 +21,7 @@ from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base
 from cffa_core.recipes.train import run_training
-from cffa_core.recipes.training_run import learning_rate
+from cffa_core.recipes.training_phases import learning_rate
 from tests.pair_folder import write_pair_folder
 
 CHECKPOINTS = "checkpoints"
