@@ -67,7 +67,7 @@ def submit_edit(
         "generation_job_id": job,
         "names": name or None,
         "pair_indices": pair or None,
-        "edits": _edits(spec, add, remove, {"strength": strength, "threshold": threshold, "warmup": warmup}),
+        "edits": edit_terms(spec, add, remove, {"strength": strength, "threshold": threshold, "warmup": warmup}),
         "mask": mask,
         "base": base,
         "resolution": resolution,
@@ -89,7 +89,7 @@ def submit_edit(
         posted(client, made, watch=watch, as_json=as_json)
 
 
-def _edits(
+def edit_terms(
     spec: Path | None, add: list[str] | None, remove: list[str] | None, changed: dict[str, float | int | None]
 ) -> list[dict[str, Any]]:
     """The edits of the options, or else those of the file of ``--spec``, each with what ``changed`` gives."""

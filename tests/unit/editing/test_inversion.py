@@ -41,10 +41,10 @@ def test_a_base_whose_file_ends_at_no_noise_is_inverted_exactly_all_the_same() -
 def test_sigma_is_what_the_sampler_multiplies_its_noise_with() -> None:
     solver = StochasticSolver(SD15, 12, 0.15)
     one, none = torch.ones_like(X0), torch.zeros_like(X0)
-    x, with_noise = X0, []
+    with_noise = []
     for z in (none, one):
         solver.restart()
-        x, found = X0, []
+        found = []
         for i, t in enumerate(solver.timesteps):
             found.append(solver.step(predict(X0, t, i), i, X0, z).mean())
         with_noise.append(torch.stack(found))
