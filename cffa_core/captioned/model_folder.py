@@ -58,7 +58,7 @@ def save_captioned(
 
 
 def read_captioned_card(folder: Path) -> dict[str, Any]:
-    """The card of a captioned model; raises ``ModelUnavailable`` for another folder, ``CorruptArtifact`` for no JSON."""
+    """The card of a captioned model; raises ``ModelUnavailable`` for another folder, ``CorruptArtifact`` if no JSON."""
     path = folder / CARD
     if not path.is_file():
         raise ModelUnavailable(f"{folder.name!r} is no model folder: it has no {CARD}")

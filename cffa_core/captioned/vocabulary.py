@@ -19,6 +19,8 @@ SPECIAL = ("<pad>", "<start>", "<unknown>", "<end>")
 PAD, START, UNKNOWN, END = range(len(SPECIAL))
 MARKS = frozenset(".,;:!?)'")
 SHOWN_WORDS = 40
+_NORMAL = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+_PIECES = pre_tokenizers.BertPreTokenizer()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Tokens:
         return Tokens(self.ids[index, :length], self.mask[index, :length])
 
 
+def words_of(text: str) -> list[str]:
+    """Words and marks of a text, in small letters, in order."""
+    return [word for word, _ in _PIECES.pre_tokenize_str(_NORMAL.normalize_str(text))]
+
+
 class Vocabulary:
     """The words of a model. ``len()`` counts them with the four special tokens."""
 
@@ -47,8 +54,7 @@ class Vocabulary:
     @classmethod
     def of(cls, texts: Sequence[str]) -> Vocabulary:
         """All words of ``texts``, in order of the alphabet."""
-        blank = _tokenizer({word: number for number, word in enumerate(SPECIAL)})
-        words = {word for text in texts for word in _pieces(blank, text)}
+        words = {word for text in texts for word in words_of(text)}
         return cls(_tokenizer({word: number for number, word in enumerate([*SPECIAL, *sorted(words)])}))
 
     @classmethod
@@ -76,7 +82,7 @@ class Vocabulary:
     def unknown(self, text: str) -> list[str]:
         """Words of a text that are not in the vocabulary, each once, in order."""
         known = self._tokenizer.get_vocab()
-        return list(dict.fromkeys(word for word in _pieces(self._tokenizer, text) if word not in known))
+        return list(dict.fromkeys(word for word in words_of(text) if word not in known))
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Numbers of ``texts``, padded to the longest; words that are not known become ``<unknown>``."""
@@ -120,15 +126,10 @@ class Vocabulary:
 
 def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[UNKNOWN]))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer = _NORMAL
+    tokenizer.pre_tokenizer = _PIECES
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{SPECIAL[START]} $A {SPECIAL[END]}",
         special_tokens=[(SPECIAL[START], START), (SPECIAL[END], END)],
     )
     return tokenizer
-
-
-def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
-    normal = tokenizer.normalizer.normalize_str(text)
-    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]

@@ -64,7 +64,7 @@ def load_captioned_data(
     train, held_out = (_pictures(part, modality, captions) for part in pairs.for_training(holdout, seed))
     if len(train) < 2:
         raise NotEnoughData(
-            f"{len(train)} of {len(pairs)} pairs are for training and have a caption for {modality}; write at least two "
+            f"{len(train)} of {len(pairs)} pairs are for training and have a caption of the {modality}; write more "
             f'into {CAPTIONS}, a line {{"name": ..., "{modality}": ...}} for each'
         )
     used = sorted(zip((*train.names, *held_out.names), (*train.captions, *held_out.captions), strict=True))
@@ -72,10 +72,11 @@ def load_captioned_data(
     return CaptionedData(train, held_out, pairs.digest, hashlib.sha256(text.encode()).hexdigest())
 
 
-def check_lengths(pictures: CaptionedPictures, vocabulary: Vocabulary, max_tokens: int) -> None:
+def check_lengths(data: CaptionedData, vocabulary: Vocabulary, max_tokens: int) -> None:
     """Raise ``InvalidDataset`` naming every picture whose caption is longer than the model can read."""
     problems = []
-    for name, caption in zip(pictures.names, pictures.captions, strict=True):
+    names, captions = (*data.train.names, *data.held_out.names), (*data.train.captions, *data.held_out.captions)
+    for name, caption in zip(names, captions, strict=True):
         if (length := vocabulary.length(caption)) > max_tokens:
             message = f"{length - 2} words and marks; at most {max_tokens - 2}: shorten it or raise sizes.max_tokens"
             problems.append(Problem(f"{CAPTIONS}#{name}", "text_too_long", message))

@@ -26,7 +26,7 @@ from cffa_core.jobs.context import JobContext
 from cffa_core.models.checkpoint import publish, read_state, write_state
 from cffa_core.recipes.captioned_data import CaptionedData, check_lengths, signed
 from cffa_core.recipes.run_folder import RunFolder
-from cffa_core.recipes.training_run import learning_rate
+from cffa_core.recipes.training_phases import learning_rate
 
 WARM_UP = 100
 
@@ -38,8 +38,7 @@ class CaptionedRun:
         self, settings: CaptionedTrainSettings, data: CaptionedData, out: Path, context: JobContext, device: str
     ) -> None:
         vocabulary = Vocabulary.of(data.train.captions)
-        for pictures in (data.train, data.held_out):
-            check_lengths(pictures, vocabulary, settings.sizes.max_tokens)
+        check_lengths(data, vocabulary, settings.sizes.max_tokens)
         self.settings, self.data, self.context = settings, data, context
         self.device = torch.device(device)
         self.files = RunFolder(out)
@@ -115,12 +114,13 @@ class CaptionedRun:
             with self._autocast():
                 draws = Draws.of(len(rows), settings.sizes, 0.0, generator)
                 loss, terms = self.model.training_loss(images, tokens, draws, settings)
-                embeddings.append((self.model.text_encoder(tokens).float(), self.model.image_encoder(images)[0].float()))
+                text, (image, *_) = self.model.text_encoder(tokens), self.model.image_encoder(images)
+            embeddings.append((text.float(), image.float()))
             for name, term in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + float(term) * len(rows) / count
             self.context.progress("validation", int(rows[-1]) + 1, count)
-        text, image = (torch.cat(part) for part in zip(*embeddings, strict=True))
-        hits = retrieval(text, image, same_text(self.held_tokens.ids))
+        texts, pictures = (torch.cat(part) for part in zip(*embeddings, strict=True))
+        hits = retrieval(texts, pictures, same_text(self.held_tokens.ids))
         sums |= {name: float(hit.float().mean()) for name, hit in hits.items()}
         if not math.isfinite(sums["loss"]):
             raise TrainingDiverged(f"the validation loss at step {self.step} is {sums['loss']}; lower learning_rate")
