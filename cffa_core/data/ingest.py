@@ -26,7 +26,6 @@ from cffa_core.errors import InvalidDataset, Problem
 
 __all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registration", "check", "open_pairs", "write"]
 
-MIN_PAIRS = 2
 MOST_SHOWN = 24  # registered pairs that are kept to be shown
 KEPT_BYTES = 256 * 2**20  # decoded pairs of a small set are kept, so that writing it does not decode them again
 
@@ -161,9 +160,8 @@ def check(
     said = {pair.name: found.captions[pair.name] for pair, _ in passed if pair.name in found.captions}
     digest.add_captions(captions_text(said, said))
     wrong = _in_order(found.problems)
-    if len(passed) < MIN_PAIRS:
-        message = f"{len(passed)} valid pairs; a data set needs at least {MIN_PAIRS}"
-        wrong = (*wrong, Problem("", "too_few_pairs", message))
+    if not passed:
+        wrong = (*wrong, Problem("", "too_few_pairs", "there is no valid pair; a data set needs at least one"))
     return Checked(
         source=source,
         layout=found.layout,

@@ -18,7 +18,6 @@ from cffa_core.errors import InvalidSpec, Problem
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-MIN_PAIRS = 2
 Split = dict[str, list[str]]
 
 
@@ -81,7 +80,7 @@ def split_by_eyes(pairs: Sequence[CheckedPair], eyes: Mapping[str, Collection[st
 
 
 def without(pairs: Sequence[CheckedPair], reject: Collection[str]) -> list[CheckedPair]:
-    """The pairs that are not rejected; raises ``InvalidSpec`` naming unknown names, or if fewer than two are left."""
+    """The pairs that are not rejected; raises ``InvalidSpec`` naming unknown names, or if none is left."""
     known = {pair.name for pair in pairs}
     problems = [
         Problem(f"/reject/{number}", "unknown_pair", f"no pair is named {name!r}")
@@ -89,9 +88,8 @@ def without(pairs: Sequence[CheckedPair], reject: Collection[str]) -> list[Check
         if name not in known
     ]
     kept = [pair for pair in pairs if pair.name not in set(reject)]
-    if not problems and len(kept) < MIN_PAIRS:
-        message = f"{len(kept)} pairs would be left; a data set needs at least {MIN_PAIRS}"
-        problems.append(Problem("/reject", "too_few_pairs", message))
+    if not problems and not kept:
+        problems.append(Problem("/reject", "too_few_pairs", "no pair would be left; a data set needs at least one"))
     if problems:
         raise InvalidSpec("these pairs cannot be rejected; see errors", problems=tuple(problems))
     return kept

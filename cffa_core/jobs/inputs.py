@@ -85,6 +85,8 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
     else:
         for name in ("pairs_dataset_id", "reference_dataset_id", "train_dataset_id"):
             look(f"/{name}", get_dataset, getattr(spec, name))
+            if not problems and getattr(spec, name) is not None:
+                problems += _too_small(connection, owner, getattr(spec, name), f"/{name}")
         if spec.reference_split is not None and not problems:
             problems += _without_part(connection, owner, spec.reference_dataset_id, spec.reference_split)
         if spec.generation_job_id is not None:
@@ -170,6 +172,14 @@ def numerics_of(connection: sa.Connection, owner: str, spec: JobSpec) -> str | N
         )
     )
     return key
+
+
+def _too_small(connection: sa.Connection, owner: str, dataset_id: str, pointer: str) -> list[Problem]:
+    """A problem if a data set is to be compared and has one pair alone."""
+    if get_dataset(connection, owner, dataset_id).pairs >= 2:
+        return []
+    message = f"data set {dataset_id} has one pair; at least 2 can be measured"
+    return [Problem(pointer, "too_few_pairs", message)]
 
 
 def _without_part(connection: sa.Connection, owner: str, dataset_id: str, part: str) -> list[Problem]:

@@ -18,6 +18,7 @@ import torch
 from cffa_core.data.contracts import Bytes, PairImages
 from cffa_core.data.ingest import open_pairs
 from cffa_core.data.ridges import vessels
+from cffa_core.errors import InvalidDataset, Problem
 from cffa_core.evaluation import figure
 from cffa_core.evaluation.alignment import score_set
 from cffa_core.evaluation.bootstrap import Estimate, estimate
@@ -78,8 +79,14 @@ class Chosen:
 
 
 def choose_pairs(path: Path, eye_pattern: str | None, max_pairs: int | None, seed: int) -> Chosen:
-    """A seeded choice of at most ``max_pairs`` pairs of a folder, zip or checked data set (None: all), in its order."""
+    """A seeded choice of at most ``max_pairs`` pairs of a folder, zip or checked data set (None: all), in its order.
+
+    Raises ``InvalidDataset`` if there is one alone: every score compares pairs.
+    """
     digest, listed, decoded = open_pairs(path, eye_pattern=eye_pattern)
+    if len(listed) < 2:
+        message = f"{path.name} has one pair; at least 2 can be measured"
+        raise InvalidDataset(message, problems=(Problem(path.name, "too_few_pairs", message),))
     names = [pair.name for pair in listed]
     if max_pairs is not None and len(names) > max_pairs:
         names = random.Random(derive_seed(seed, "choose pairs")).sample(names, max_pairs)

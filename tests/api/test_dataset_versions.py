@@ -79,7 +79,7 @@ def test_no_split_divides_an_eye(client: TestClient, backend: Backend, parent: d
     ("asked", "pointer", "code"),
     [
         ({"reject": ["nobody"]}, "/reject/0", "unknown_pair"),
-        ({"reject": [f"p{i % 4}_{i}" for i in range(7)]}, "/reject", "too_few_pairs"),
+        ({"reject": [f"p{i % 4}_{i}" for i in range(8)]}, "/reject", "too_few_pairs"),
         ({"split": {"train": ["p0"], "test": ["p0"]}}, "/split/test", "eye_in_two_parts"),
         ({"split": {"train": ["p0"], "test": ["p9"]}}, "/split/test", "unknown_eye"),
         ({"auto_register": ["nobody"]}, "/auto_register/0", "unknown_pair"),

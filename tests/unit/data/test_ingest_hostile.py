@@ -195,11 +195,15 @@ def test_an_empty_folder_and_one_without_pairs(tmp_path: Path) -> None:
     assert codes(check(folder)) == {("", "unknown_layout"), ("", "too_few_pairs")}
 
 
-def test_one_pair_is_too_few(tmp_path: Path) -> None:
+def test_one_pair_is_enough_and_none_is_not(tmp_path: Path) -> None:
     checked = check(write_folder(tmp_path / "set", pair_files(1)))
-    assert codes(checked) == {("", "too_few_pairs")}
+    assert checked.ok and len(write(checked, tmp_path / "one")["pairs"]) == 1
+    files = pair_files(1)
+    files["fa/p0.png"] = b"broken"
+    broken = check(write_folder(tmp_path / "broken", files))
+    assert ("", "too_few_pairs") in codes(broken)
     with pytest.raises(InvalidDataset):
-        write(checked, tmp_path / "out")
+        write(broken, tmp_path / "none")
 
 
 def test_a_cut_zip_and_flipped_bits_are_problems_not_crashes(tmp_path: Path) -> None:

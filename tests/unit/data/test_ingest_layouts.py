@@ -128,7 +128,6 @@ def test_csv_problems_name_the_row(tmp_path: Path) -> None:
         ("pairs.csv:3", "bad_csv"),
         ("pairs.csv:4", "unsafe_name"),
         ("pairs.csv:5", "bad_csv"),
-        ("", "too_few_pairs"),
     ]
 
 
