@@ -49,8 +49,9 @@ class SourcePair:
 class EditedPair:
     """An edited pair: ``cf (H, W, 3)``, ``fa (H, W)`` uint8, and ``weight (H, W)`` in [0, 1], the share of the edit.
 
-    Where ``weight`` is 0 every pixel is the source's. ``round_trip`` is the mean error, in grey levels of 255, of the
-    VAE alone on each source image; ``fa_chroma`` as of a generated pair.
+    Where ``weight`` is 0 every pixel is the source's; ``spill`` is how much the decoded images changed there, which was
+    not laid on, ``round_trip`` the error of the VAE alone on each source image: means in grey levels of 255.
+    ``fa_chroma`` as of a generated pair.
     """
 
     index: int
@@ -60,6 +61,7 @@ class EditedPair:
     weight: NDArray[np.float32]
     fa_chroma: float
     round_trip: dict[str, float]
+    spill: dict[str, float]
 
 
 class PairEditor:
@@ -146,6 +148,7 @@ class PairEditor:
             weight=weight,
             fa_chroma=chroma(after[1]),
             round_trip={m: mean_difference(getattr(source, m), shown[m][0]) for m in MODALITIES},
+            spill={m: mean_difference(*(image[weight == 0] for image in shown[m])) for m in MODALITIES},
         )
 
     @torch.no_grad()
@@ -282,7 +285,9 @@ def inner_weight(where: NDArray[np.bool_], stride: int) -> NDArray[np.float32]:
 
 
 def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mean absolute difference in grey levels."""
+    """Mean absolute difference in grey levels; 0 of no pixels."""
+    if a.size == 0:
+        return 0.0
     return round(float(np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(dtype=np.float64)), 4)
 
 

@@ -118,7 +118,8 @@ def edit_part(
 
     Beside them ``mask/000017.png`` (how much of the edit each pixel has: where it is 0, both images are the source's)
     and ``sheet/000017.png`` (before, after, and the mask's outline). ``part.json`` has what that of `generate_part`
-    has, and of each pair ``source`` (its name), the alignment ``before``, ``mask_share`` and ``round_trip``. Raises
+    has, and of each pair ``source`` (its name), the alignment ``before``, ``mask_share``,
+    ``round_trip`` and ``spill``. Raises
     ``InvalidDataset`` for a pair that cannot be edited, before any is; ``InvalidSpec`` for other settings than the
     editor's.
     """
@@ -161,6 +162,7 @@ def _save(editor: PairEditor, source: SourcePair, edited: EditedPair, out: Path)
         "fa_chroma": edited.fa_chroma,
         "mask_share": round(float((edited.weight > 0).mean()), 4),
         "round_trip": edited.round_trip,
+        "spill": edited.spill,
         "cf": write_png(out, f"cf/{stem}.png", edited.cf, marks("cf")),
         "fa": write_png(out, f"fa/{stem}.png", edited.fa, marks("fa")),
         "mask": write_png(out, f"mask/{stem}.png", mask),
