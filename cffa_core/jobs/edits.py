@@ -17,11 +17,14 @@ from cffa_core.jobs.catalog import get_dataset, get_model
 from cffa_core.jobs.model_inputs import unfit_family
 from cffa_core.jobs.records import StoredFiles
 from cffa_core.jobs.schema import jobs, units
-from cffa_core.jobs.spec import EditSpec, GenerationSpec, Kind, PairGrid, parse_spec
+from cffa_core.jobs.spec import EditSpec, GenerationSpec, Kind, Method, PairGrid, parse_spec
 from cffa_core.jobs.state import JobState, UnitKind, UnitState
 
 MAKE_PAIRS = (Kind.GENERATION, Kind.EDIT)
 """Kinds whose product are pairs."""
+CAN_EDIT = (Method.DUAL_UNET, Method.SHARED_ATTENTION)
+"""Methods whose model takes CF and FA as rows of one forward, each with its own prompt (`editing.denoiser`)."""
+MODALITIES = ("cf", "fa")
 NAMED = 5
 
 
@@ -56,10 +59,21 @@ def _unfit_model(connection: sa.Connection, owner: str, spec: EditSpec) -> list[
     if spec.model_id is None:
         return []  # the base alone; whether a worker has it, only the worker knows
     try:
-        get_model(connection, owner, spec.model_id)
+        card = get_model(connection, owner, spec.model_id).card
     except NotFound as error:
         return [Problem("/model_id", "not_found", f"{error.message}; name one of your own")]
-    return unfit_family(connection, owner, spec.model_id, captioned=False)
+    if problems := unfit_family(connection, owner, spec.model_id, captioned=False):
+        return problems
+    method = card.get("method")
+    trained = card.get("settings", {}).get("modalities", MODALITIES)
+    # A card that does not say its method is an old one; the worker reads the model itself.
+    if method in (None, *CAN_EDIT) and len(trained) == len(MODALITIES):
+        return []
+    message = (
+        f"model {spec.model_id}, of method {method} and trained on {', '.join(trained)}, cannot edit; name one of "
+        f"method {' or '.join(CAN_EDIT)} that was trained on both images, or leave model_id out: the base edits alone"
+    )
+    return [Problem("/model_id", "cannot_edit", message)]
 
 
 def _of_dataset(connection: sa.Connection, owner: str, spec: EditSpec) -> tuple[int | None, list[Problem]]:
