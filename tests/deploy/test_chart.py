@@ -25,7 +25,7 @@ EVERYTHING: dict[str, Any] = {
         "nodeSelector": {"disk": "ssd"},
     },
     "workers": {
-        "cpu": {"keda": {"enabled": True}, "kinds": "generation,evaluation"},
+        "cpu": {"keda": {"enabled": True}, "kinds": "generation,captioned_training"},
         "gpu": {
             "enabled": True,
             "modelsClaim": "models",
@@ -221,7 +221,7 @@ def test_keda_scales_the_workers_on_the_services_own_load() -> None:
         assert "replicas" not in target["spec"], "two would decide how many workers there are"
         query = found["spec"]["triggers"][0]["metadata"]["query"]
         assert promql.parse(query).prettify()
-        kinds = "generation|evaluation" if "cpu" in target["metadata"]["name"] else ".+"
+        kinds = "generation|captioned_training" if "cpu" in target["metadata"]["name"] else ".+"
         assert f'cffa_queue_load{{namespace="eyes",service="demo-cffa-api",kind=~"{kinds}"}}' in query
     services = {found["metadata"]["name"] for found in of_kind(objects, "Service")}
     assert services == {"demo-cffa-api"}, "the query's service label is the Service's name"
