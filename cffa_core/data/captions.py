@@ -18,6 +18,8 @@ from cffa_core.data.dataset_folder import CAPTIONS, is_dataset_folder, safe_name
 from cffa_core.data.sources import printable
 from cffa_core.errors import InvalidDataset, Problem
 
+__all__ = ["CAPTIONS", "Caption", "captions_text", "counted", "parse_captions", "read_captions"]
+
 MAX_LINES = 20_000
 MAX_LINE = 64 * 1024
 MAX_TEXT = 1000
