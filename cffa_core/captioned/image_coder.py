@@ -26,12 +26,8 @@ def _block(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(GROUPS, width), nn.SiLU())
 
 
-class ImageEncoder(nn.Module):
-    """Five stride-2 convolutions; the embedding reads what is there (means, maxima over all places) and where.
-
-    A finding may be one dot anywhere in the picture: a maximum over places sees it, a mean would drown it. Embeddings
-    are normalised to mean 0 and deviation 1 over their numbers, so that their scale is no way out of the losses.
-    """
+class Trunk(nn.Module):
+    """Five stride-2 convolutions: a picture ``(B, 3, 224, 224)`` to the maps of the last four levels, 56 .. 7 wide."""
 
     def __init__(self, sizes: CaptionedSizes) -> None:
         super().__init__()
@@ -39,18 +35,39 @@ class ImageEncoder(nn.Module):
         self.levels = nn.ModuleList(
             _block(channels, width, 2) for channels, width in zip([3, *widths[:-1]], widths, strict=True)
         )
-        self.squeeze = nn.Conv2d(widths[-1], SQUEEZED, 1)
-        self.head = nn.Linear(2 * widths[-1] + SQUEEZED * LATENT_SIDE**2, sizes.embedding)
-        self.norm = nn.LayerNorm(sizes.embedding, elementwise_affine=False)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Images ``(B, 3, 224, 224)`` in [-1, 1] to the embedding ``(B, E)``, then the maps of the last four levels."""
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Maps of the last four levels, the finest first."""
         maps = []
         for level in self.levels:
             images = level(images)
             maps.append(images)
-        found = torch.cat([images.mean((2, 3)), images.amax((2, 3)), self.squeeze(images).flatten(1)], dim=1)
-        return (self.norm(self.head(found)), *maps[1:])
+        return maps[1:]
+
+
+class ImageEncoder(nn.Module):
+    """Embeddings of pictures: what is there (means and maxima of the trunk's maps over all places) and where.
+
+    A finding may be one dot anywhere in the picture: a maximum over places sees it, a mean would drown it. Each number
+    of an embedding is standardised over the batch (at use, by running statistics): the losses then find no way out in
+    the embeddings' scale, and what all eyes have in common is not in them. With a normalisation of each embedding by
+    itself, nine tenths of every embedding were the same, and the contrastive loss learnt nothing (docs/captioned.md).
+    """
+
+    def __init__(self, sizes: CaptionedSizes) -> None:
+        super().__init__()
+        last = sizes.image * 2**4
+        self.trunk = Trunk(sizes)
+        self.squeeze = nn.Conv2d(last, SQUEEZED, 1)
+        self.head = nn.Linear(2 * last + SQUEEZED * LATENT_SIDE**2, sizes.embedding)
+        self.norm = nn.BatchNorm1d(sizes.embedding, affine=False, momentum=0.05)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images ``(B, 3, 224, 224)`` in [-1, 1] to the embedding ``(B, E)``, then the trunk's four maps."""
+        maps = self.trunk(images)
+        deep = maps[-1]
+        found = torch.cat([deep.mean((2, 3)), deep.amax((2, 3)), self.squeeze(deep).flatten(1)], dim=1)
+        return (self.norm(self.head(found)), *maps)
 
 
 class ImageDecoder(nn.Module):

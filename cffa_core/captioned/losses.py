@@ -44,10 +44,10 @@ def pull(text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 def reconstruction(
     drawn: torch.Tensor, images: torch.Tensor, drawn_maps: Sequence[torch.Tensor], maps: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """L1 of pixels, of differences between neighbours, and of the encoder's maps and embedding (Johnson et al. 2016).
+    """L1 of pixels, of differences between neighbours, and of the encoder's maps (Johnson et al. 2016).
 
     Pixels alone forget small lesions, since no pixel of a blurred picture is far off; the encoder, which has to name
-    them, sees what is missing. ``drawn_maps`` are of ``drawn`` through a frozen copy of the encoder.
+    them, sees what is missing. ``drawn_maps`` are of ``drawn`` through a frozen copy of its trunk.
     """
     error = F.l1_loss(drawn, images)
     for dim in (2, 3):

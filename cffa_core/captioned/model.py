@@ -101,15 +101,15 @@ class CaptionedModel(nn.Module):
         embedding, *maps = self.image_encoder(images)
         latent = self.image_decoder.latent(embedding)
         drawn = self.image_decoder(latent)
-        frozen = {name: weight.detach() for name, weight in self.image_encoder.named_parameters()}
-        drawn_maps = functional_call(self.image_encoder, frozen, (drawn,))
+        frozen = {name: weight.detach() for name, weight in self.image_encoder.trunk.named_parameters()}
+        drawn_maps = functional_call(self.image_encoder.trunk, frozen, (drawn,))
         target = latent.detach().float()
         if self.training:
             self.scale.update(target)
         terms = {
             "contrastive": contrastive(text.float(), embedding.float(), same_text(tokens.ids), self.log_temperature),
             "pull": pull(text.float(), embedding.float()),
-            "reconstruction": reconstruction(drawn.float(), images, drawn_maps, (embedding, *maps)),
+            "reconstruction": reconstruction(drawn.float(), images, drawn_maps, maps),
             "caption": self.caption_decoder.loss(embedding, tokens),
             "diffusion": self._diffusion(self.scale.standardise(target), text, draws),
         }

@@ -24,13 +24,13 @@ def test_sizes_of_the_specification() -> None:
         assert (embedding.shape, latent.shape) == ((2, 512), (2, 256, 7, 7))
         assert [m.shape[1:] for m in maps] == [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
         assert decoder(latent).shape == (2, 3, 224, 224)
-    strides = [part.stride for part in encoder.levels.modules() if isinstance(part, nn.Conv2d)]
+    strides = [part.stride for part in encoder.trunk.modules() if isinstance(part, nn.Conv2d)]
     assert strides == [(2, 2)] * 5
 
 
 def test_a_single_dot_is_seen_wherever_it_is(sizes: CaptionedSizes) -> None:
     torch.manual_seed(0)
-    encoder = ImageEncoder(sizes)
+    encoder = ImageEncoder(sizes).eval()
     plain = torch.zeros(1, 3, 224, 224)
     for y, x in ((20, 30), (200, 111)):
         dotted = plain.clone()
