@@ -68,6 +68,7 @@ class World:
         captioned_model = self.worker.train(Kind.CAPTIONED_TRAINING)
         body = {"model_id": captioned_model, "task": "image_to_text", "dataset_id": dataset}
         captioned = self.made(who, "/v1/captioned-jobs", json=body)["id"]
+        edit = self.made(who, "/v1/edit-jobs", json={"dataset_id": dataset, "edits": [{"text": "disc"}]})["id"]
         folder = store.add_upload(
             owner, store.new_id("up"), "folder", [AnnouncedFile("cf/a.png", 3, "uploads/a")], {}, seconds=600
         )
@@ -76,7 +77,7 @@ class World:
         key = self.made(who, "/v1/api-keys", json={"name": "another", "scope": "viewer"})["id"]
         self.ids = {
             "dataset_id": [dataset],
-            "job_id": [training, generation, evaluation, attention, captioned_training, captioned],
+            "job_id": [training, generation, evaluation, attention, captioned_training, captioned, edit],
             "model_id": [model, captioned_model],
             "upload_id": [folder.id],
             "webhook_id": [hook.id],

@@ -17,10 +17,22 @@ from services.api import (
     attention_jobs,
     captioned_jobs,
     dataset_schemas,
+    edit_jobs,
     people_schemas,
     problems,
     product_schemas,
     schemas,
+)
+
+WITH_EXAMPLES = (
+    schemas,
+    attention_jobs,
+    captioned_jobs,
+    edit_jobs,
+    dataset_schemas,
+    product_schemas,
+    people_schemas,
+    problems,
 )
 
 METHODS = {"get", "post", "put", "delete", "head", "patch"}
@@ -45,6 +57,7 @@ ROUTES = {
     ("post", "/v1/attention-jobs"),
     ("post", "/v1/captioned-training-jobs"),
     ("post", "/v1/captioned-jobs"),
+    ("post", "/v1/edit-jobs"),
     ("get", "/v1/jobs"),
     ("get", "/v1/jobs/{job_id}"),
     ("delete", "/v1/jobs/{job_id}"),
@@ -165,7 +178,7 @@ def test_problems_are_documented_as_problems(document: dict[str, Any]) -> None:
 
 def models_with_examples() -> list[tuple[type[BaseModel], dict[str, Any]]]:
     found = []
-    for module in (schemas, attention_jobs, captioned_jobs, dataset_schemas, product_schemas, people_schemas, problems):
+    for module in WITH_EXAMPLES:
         for _, model in inspect.getmembers(module, inspect.isclass):
             if issubclass(model, BaseModel) and model.__module__ == module.__name__:
                 extra = model.model_config.get("json_schema_extra") or {}
@@ -183,7 +196,7 @@ def test_examples_are_valid(model: type[BaseModel], example: dict[str, Any]) -> 
 def test_enough_is_exemplified() -> None:
     shown = {model.__name__ for model, _ in models_with_examples()}
     posted = {"TrainingJobRequest", "GenerationJobRequest", "EvaluationJobRequest", "ExportRequest"}
-    posted |= {"AttentionJobRequest", "CaptionedTrainingJobRequest", "CaptionedJobRequest"}
+    posted |= {"AttentionJobRequest", "CaptionedTrainingJobRequest", "CaptionedJobRequest", "EditJobRequest"}
     assert posted | {"JobView", "ProblemDocument", "ArchiveView", "ReportView"} <= shown
 
 
@@ -195,6 +208,7 @@ def test_posted_examples_are_specs_of_the_library() -> None:
         attention_jobs.AttentionJobRequest: "attention",
         captioned_jobs.CaptionedTrainingJobRequest: "captioned_training",
         captioned_jobs.CaptionedJobRequest: "captioned",
+        edit_jobs.EditJobRequest: "edit",
     }
     for model, example in models_with_examples():
         if model in kinds:

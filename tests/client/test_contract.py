@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from cffa_core.errors import CffaError
-from cffa_core.jobs.spec import EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
+from cffa_core.jobs.spec import EditSpec, EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
 from cffa_core.settings import Settings
 from services.api.app import create_app
 from services.client.client import CffaClient
@@ -173,6 +173,8 @@ def arguments(method: Callable[..., Any], place: Path, *, every: bool) -> dict[s
             given[name] = settings[kind]()
         elif kind == "GenerateSettings":
             given[name] = GenerateSettings(count=2)
+        elif kind == "EditSpec":
+            given[name] = EditSpec(dataset_id=DATASET)
         elif "Path" in kind and parameter.default is parameter.empty:
             given[name] = place
         elif parameter.default is parameter.empty or name == "generation_job_id" or (every and name in OPTIONAL):
