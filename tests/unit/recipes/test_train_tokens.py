@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused(run: Path, base: Base, dataset: Path, tmp_
     found = {(problem.pointer, problem.code) for problem in caught.value.problems}
     assert found == {("/tokens/tokens/0", "missing_mask"), ("/tokens/tokens/1", "empty_mask")}
     assert "masks/disc/NAME.png" in caught.value.message
-    long = settings_of(fa_prompt="an angiogram of forty letters, at the least")
+    long = settings_of(fa_prompt="an angiogram of forty letters and of forty more, at the very least")
     with pytest.raises(InvalidSpec, match=r"the prompt has \d+ tokens, this base takes 77"):
         run_training(long, dataset, base.folder, tmp_path / "long", FolderContext(tmp_path / "long"))
 
