@@ -12,7 +12,14 @@ import pytest
 import uvicorn
 
 from cffa_core.jobs.records import StoredFiles
-from cffa_core.jobs.spec import EvaluationSpec, Kind
+from cffa_core.jobs.spec import (
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EvaluationSpec,
+    Kind,
+    TrainingSpec,
+)
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.base import result_key
@@ -20,7 +27,7 @@ from cffa_core.storage.open import open_store
 from services.api.app import create_app
 from tests.api.browser import Browser
 from tests.api.conftest import fresh_home
-from tests.api.driving import png
+from tests.api.driving import Worker, png
 from tests.api.test_keys import KEY, NOWHERE
 
 ASKS = "document.getElementById('key-dialog')?.open === true"
@@ -133,4 +140,50 @@ def test_the_page_shows_a_report_with_its_table_and_picture(browser: Browser, tm
         # Its address shows it again.
         browser.open(f"{url}/?again#{job_id}")
         browser.until("document.querySelector('#report h3')?.textContent === 'Evaluation of pairs'")
+    assert browser.errors == []
+
+
+def captured(settings: Settings, folder: Path) -> str:
+    """An attention job that was done in this home, and a captioned model beside its own; returns the job's id."""
+    store = JobStore(settings.record_url)
+    worker = Worker(store, open_store(settings), folder)
+    dataset_id = store.new_id("ds")
+    report = {"captions": {"pairs": 2, "cf": 2, "fa": 0}}
+    store.add_dataset(
+        "local", dataset_id=dataset_id, name="A", digest="0" * 64, pairs=2, report=report, stored=StoredFiles()
+    )
+    store.create_job("local", CaptionedTrainingSpec(dataset_id=dataset_id))
+    drawn_by = worker.train(Kind.CAPTIONED_TRAINING)
+    store.create_job("local", CaptionedSpec(model_id=drawn_by, task="text_to_image", texts=("a fundus", "another")))
+    store.create_job("local", TrainingSpec(dataset_id=dataset_id, steps=2))
+    job, _ = store.create_job("local", AttentionSpec(model_id=worker.train(), index=3))
+    text = b"# Attention\n\n![vessels](overlays/cf vessels.png)\n"
+    worker.compute(Kind.ATTENTION, {"report.md": text, "report.json": b"{}", "overlays/cf vessels.png": png(1)})
+    store.close()
+    return job.id
+
+
+def test_the_page_shows_every_kind_of_job_and_a_report_with_pictures_in_folders(
+    browser: Browser, tmp_path: Path, migrated: Path
+) -> None:
+    settings = fresh_home(tmp_path, migrated)
+    job_id = captured(settings, tmp_path / "worker")
+    with served(settings) as url:
+        browser.open(f"{url}/#{job_id}")
+        browser.until("document.querySelector('#report img')?.naturalWidth === 48")
+        text = "[...document.querySelectorAll('#{} .card')].map((card) => card.querySelector('.row').innerText)"
+        jobs = browser.value(text.format("jobs"))
+        told = ("Attention", "cross attention of pair 3, seed 42"), ("Captioned", "2 images of “a fundus” and 1 more")
+        assert [all(part in jobs[number] for part in words) for number, words in zip((0, 2), told, strict=True)] == [
+            True,
+            True,
+        ], jobs
+        assert "Captioned training" in jobs[3] and "CF captions of ds_" in jobs[3]
+        models = browser.value(text.format("models"))
+        assert "dual_unet" in models[0] and "captioned" in models[1] and "step 2" in models[1]
+        # The address of a training shows no pairs, and no error.
+        training = browser.value("document.querySelectorAll('#jobs .card code')[3].textContent")
+        browser.open(f"{url}/?again#{training}")
+        browser.until("document.querySelectorAll('#jobs .card').length === 4")
+        assert browser.value("document.getElementById('pairs-section').hidden") is True
     assert browser.errors == []
