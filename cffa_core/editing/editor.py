@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,11 +19,11 @@ from cffa_core import rng
 from cffa_core.attention.processors import capturing
 from cffa_core.attention.store import AttentionStore
 from cffa_core.attention.words import word_positions
-from cffa_core.data.field_of_view import field_of_view
+from cffa_core.editing.compositing import grey, inner_weight, lay_on, mean_difference, pixel_weight, seen_area
 from cffa_core.editing.denoiser import MODALITIES, Denoiser
 from cffa_core.editing.guidance import EncodedEdit, edit_guidance
 from cffa_core.editing.inversion import OnStep, StochasticSolver, invert, replay
-from cffa_core.editing.masks import pixel_weight, shrink
+from cffa_core.editing.masks import shrink
 from cffa_core.errors import InvalidDataset, InvalidSpec, Problem
 from cffa_core.jobs.edit_spec import HERE, EditSettings, EditTerm
 from cffa_core.methods.pair_sampler import chroma, to_uint8
@@ -78,10 +77,10 @@ class PairEditor:
         base = denoiser.base
         self.shape = base.latent_shape(settings.resolution)
         self.solver = StochasticSolver(base.scheduler_config, settings.steps, settings.skip)
-        self._unconditional = self._encode("", "", "")
+        self._unconditional = self._encode("", "")
         prompts = (settings.cf_prompt, settings.fa_prompt)
         # Without a prompt of the source there is nothing to guide it with (as in LEDITS++).
-        self._source = self._encode("/cf_prompt", *prompts) if any(prompts) else None
+        self._source = self._encode(*prompts) if any(prompts) else None
         self.edits = [self._edit(place, term) for place, term in enumerate(settings.edits)]
 
     def _edit(self, place: int, term: EditTerm) -> EncodedEdit:
@@ -92,15 +91,19 @@ class PairEditor:
             for sentence, text in zip((self.settings.cf_sentence, self.settings.fa_sentence), texts, strict=True)
         )
         words = (self._words(texts[0], cf), self._words(texts[1], fa))
-        return EncodedEdit(term, self._encode(f"/edits/{place}/text", cf, fa), words)
+        pointers = (f"/edits/{place}/text", f"/edits/{place}/{'fa_text' if term.fa_text else 'text'}")
+        return EncodedEdit(term, self._encode(cf, fa, pointers), words)
 
-    def _encode(self, pointer: str, cf: str, fa: str) -> torch.Tensor:
+    def _encode(self, cf: str, fa: str, pointers: tuple[str, str] = ("/cf_prompt", "/fa_prompt")) -> torch.Tensor:
         """``(2, 77, D)``; an error names the field of the specification."""
-        try:
-            return self.denoiser.base.encode_prompts([cf, fa])
-        except InvalidSpec as error:
-            problems = (Problem(pointer, "prompt_too_long", error.message),)
-            raise InvalidSpec(f"{pointer}: {error.message}", problems=problems) from error
+        rows = []
+        for text, pointer in zip((cf, fa), pointers, strict=True):
+            try:
+                rows.append(self.denoiser.base.encode_prompts([text]))
+            except InvalidSpec as error:
+                problems = (Problem(pointer, "prompt_too_long", error.message),)
+                raise InvalidSpec(f"{pointer}: {error.message}", problems=problems) from error
+        return torch.cat(rows)
 
     def _words(self, text: str, sentence: str) -> tuple[int, ...]:
         """Positions of the tokens of ``text`` in ``sentence``; raises ``InvalidSpec`` if it has none."""
@@ -129,14 +132,14 @@ class PairEditor:
         base, count = self.denoiser.base, len(self.solver.timesteps)
         seed = pair_seed(self.settings.seed, source.index)
         x0 = self.encode(source)
-        area = seen_area(source, 2 * base.latent_stride) if source.where is None else source.where
+        area = seen_area(source.cf, source.fa, 2 * base.latent_stride) if source.where is None else source.where
         x, touched = self.latents(x0, seed, area if area.any() else None, on_step)
         weight = pixel_weight(touched.cpu().numpy(), base.latent_stride)
         if source.where is not None:
             weight *= inner_weight(source.where, base.latent_stride)
         before = [to_uint8(base.decode(row[None])[0]) for row in x0]
         after = [to_uint8(base.decode(row[None])[0]) for row in x]
-        shown = {"cf": (before[0], after[0]), "fa": (_grey(before[1]), _grey(after[1]))}
+        shown = {"cf": (before[0], after[0]), "fa": (grey(before[1]), grey(after[1]))}
         result = {m: lay_on(getattr(source, m), *shown[m], weight) for m in MODALITIES}
         if on_step is not None:
             on_step(2 * count, 2 * count)
@@ -205,13 +208,14 @@ class PairEditor:
             if edits:
                 stack.enter_context(capturing(self.denoiser.unet, store))
             said = self.denoiser.predict_noise(x.repeat(len(texts), 1, 1, 1), t, torch.cat(texts), rows)
-        by_text = said.unflatten(0, (len(texts), 2))
+        by_text = said.reshape(len(texts), 2, *said.shape[1:])
         unconditional = eps = by_text[0]
         if self._source is not None:
             eps = unconditional + self.settings.source_guidance * (by_text[1] - unconditional)
         if not edits:
             return eps, torch.zeros_like(eps), torch.zeros(x.shape[-2:], dtype=torch.bool, device=x.device)
-        maps = store.average("cross", side=mask_side(store, x.shape[-2])).unflatten(0, (len(edits), 2))
+        seen = store.average("cross", side=mask_side(store, x.shape[-2]))
+        maps = seen.reshape(len(edits), 2, *seen.shape[1:])
         conditional = by_text[len(texts) - len(edits) :]
         reference = by_text[1] if self.settings.against == "source" else unconditional
         return eps, *edit_guidance(edits, reference, conditional, maps, int(t), self.settings.mask, within)
@@ -256,41 +260,3 @@ def check_source(source: SourcePair, resolution: int) -> None:
             problems.append(Problem(source.name, "mask_empty", "the area to be edited is empty; mark at least a pixel"))
     if problems:
         raise InvalidDataset(f"pair {source.name!r} cannot be edited: {problems[0].message}", problems=tuple(problems))
-
-
-def seen_area(source: SourcePair, border: int) -> NDArray[np.bool_]:
-    """What both cameras saw, without ``border`` pixels at the aperture: its rim draws guidance, and is no tissue."""
-    seen = field_of_view(source.cf) & field_of_view(source.fa)
-    if seen.all():
-        return seen
-    depth = cv2.distanceTransform(seen.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.asarray(depth > border)
-
-
-def lay_on(
-    source: NDArray[np.uint8], before: NDArray[np.uint8], after: NDArray[np.uint8], weight: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    """``source + weight * (after - before)`` inside the camera's aperture; images alike, ``weight (H, W)``."""
-    share = weight * field_of_view(source)
-    change = after.astype(np.float32) - before.astype(np.float32)
-    laid = source + (share if source.ndim == 2 else share[..., None]) * change
-    return np.clip(np.round(laid), 0, 255).astype(np.uint8)
-
-
-def inner_weight(where: NDArray[np.bool_], stride: int) -> NDArray[np.float32]:
-    """1 inside the user's area, 0 outside, with a border of half a cell inside it over which it rises."""
-    # Padded, so that the picture's own border is not taken for the area's.
-    depth = cv2.distanceTransform(np.pad(where, stride, "edge").astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.clip(depth[stride:-stride, stride:-stride] / (stride / 2), 0, 1).astype(np.float32)
-
-
-def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mean absolute difference in grey levels; 0 of no pixels."""
-    if a.size == 0:
-        return 0.0
-    return round(float(np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(dtype=np.float64)), 4)
-
-
-def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The one channel of a decoded FA, as of a generated one."""
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 MaskMode = Literal["cf", "fa", "intersection", "union"]
@@ -72,16 +69,3 @@ def join(masks: torch.Tensor, mode: MaskMode) -> torch.Tensor:
     if mode == "fa":
         return fa
     return cf * fa if mode == "intersection" else torch.maximum(cf, fa)
-
-
-def pixel_weight(touched: NDArray[np.bool_], stride: int) -> NDArray[np.float32]:
-    """Weight ``(H, W)`` in [0, 1] of the edit at each pixel; ``touched (h, w)`` are the cells it acted on.
-
-    1 on the cells and ``stride`` pixels (one cell) around them, where the decoder still shows them; then it falls to 0
-    over two more cells, so that no border is seen. Beyond, pixels are the source's own.
-    """
-    cells = np.kron(touched.astype(np.uint8), np.ones((stride, stride), np.uint8))
-    if not cells.any():
-        return np.zeros(cells.shape, np.float32)
-    away = cv2.distanceTransform(1 - cells, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.clip(1 - (away - stride) / (2 * stride), 0, 1).astype(np.float32)

@@ -182,8 +182,13 @@ def test_prompts_that_the_base_cannot_take(base: Base) -> None:
         editor(base, strong(), strong("x" * 90), **small)
     assert [problem.pointer for problem in refused.value.problems] == ["/edits/1/text"]
     with pytest.raises(InvalidSpec, match="takes 77") as refused:
+        editor(base, strong("x", fa_text="x" * 90), **small)
+    assert [problem.pointer for problem in refused.value.problems] == ["/edits/0/fa_text"]
+    with pytest.raises(InvalidSpec, match="takes 77") as refused:
         editor(base, fa_prompt="x" * 90, **small)
-    assert refused.value.problems[0].code == "prompt_too_long"
+    assert [(problem.pointer, problem.code) for problem in refused.value.problems] == [
+        ("/fa_prompt", "prompt_too_long")
+    ]
     with pytest.raises(InvalidSpec, match="write a word"):
         editor(base, strong("   "), **small)
 

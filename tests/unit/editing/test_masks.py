@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from cffa_core.editing.masks import MaskMode, above_quantile, attention_mask, guidance_mask, join, pixel_weight, shrink
+from cffa_core.editing.masks import MaskMode, above_quantile, attention_mask, guidance_mask, join, shrink
 
 
 def test_attention_mask_is_the_smoothed_sum_of_the_words_above_its_quantile() -> None:
@@ -59,17 +58,3 @@ def test_within_an_area_the_quantile_is_that_of_the_area() -> None:
 def test_one_mask_of_two(mode: MaskMode, expected: list[float]) -> None:
     masks = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]).reshape(2, 1, 2, 2)
     assert join(masks, mode).flatten().tolist() == expected
-
-
-def test_the_weight_is_one_on_the_cells_and_nothing_three_cells_away() -> None:
-    touched = np.zeros((8, 8), bool)
-    touched[3, 3] = True  # pixels 24..31
-    weight = pixel_weight(touched, 8)
-    assert weight.shape == (64, 64)
-    assert (weight[24:32, 24:32] == 1).all()
-    row = weight[28]
-    assert row[32 + 7] == 1  # 8 pixels away
-    assert row[32 + 15] == pytest.approx(0.5)  # 16 away
-    assert (row[32 + 23 :] == 0).all()  # 24 away and more
-    assert (np.diff(row[31:]) <= 0).all()
-    assert not pixel_weight(np.zeros((8, 8), bool), 8).any()
