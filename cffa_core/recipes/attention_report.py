@@ -145,7 +145,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     lines += [f"- mean of {len(report['layers'])} layers and {len(report['kept_steps'])} steps", ""]
     if report["words"]:
         lines += [
-            "Share of a place's attention that a word has; the rest goes to the other words and to the start token.",
+            "Share of a place's attention that a word has; the rest is the start's, the end's and the padding's.",
             "",
             "| image | word | mean | peak | peak at (x, y) |",
             "|---|---|---|---|---|",

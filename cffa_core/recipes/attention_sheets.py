@@ -84,14 +84,24 @@ def main_sheet(seen: CapturedPair) -> Bytes:
     """One line per modality, a column per word; then one per modality with what the points look at."""
     lines = []
     for m, name in NAMES.items():
-        cells = [_word_cell(seen, word, word.word) for word in seen.words if word.modality == m]
-        if cells:
+        words = [word for word in seen.words if word.modality == m]
+        if words:
+            cells = [_word_cell(seen, word, word.word) for word in words]
             lines.append(Line(f"{name}: where each word looks", (_plain(seen, m), *cells)))
+        if len(words) > 1:
+            cells = [_apart_cell(seen, word, more) for word, more in zip(words, apart(words), strict=True)]
+            lines.append(Line(f"{name}: what sets each word apart from the mean word", (_plain(seen, m), *cells)))
     for m, name in NAMES.items():
         cells = [_look_cell(seen, look) for look in seen.looks if look.modality == m]
         if cells:
             lines.append(Line(f"{name}: what the marked points look at", (_plain(seen, m), *cells)))
     return draw_sheet("Attention", _subtitle(seen), lines)
+
+
+def apart(words: Sequence[WordMap]) -> list[Floats]:
+    """By how much of the mean word's share each word has more (0.1: 10 %) or less, place by place."""
+    maps = np.stack([word.heat for word in words])
+    return list(np.asarray(maps / np.maximum(maps.mean(0), 1e-12) - 1, dtype=np.float32))
 
 
 def steps_sheet(seen: CapturedPair) -> Bytes:
@@ -155,6 +165,11 @@ def _plain(seen: CapturedPair, modality: str) -> Cell:
 def _word_cell(seen: CapturedPair, word: WordMap, head: str) -> Cell:
     note = f"mean {_percent(float(word.heat.mean()))}, peak {_percent(float(word.heat.max()))}"
     return Cell(overlay(seen.picture(word.modality), word.heat), head, note)
+
+
+def _apart_cell(seen: CapturedPair, word: WordMap, more: Floats) -> Cell:
+    note = f"{100 * float(more.min()):+.1f} % to {100 * float(more.max()):+.1f} %"
+    return Cell(overlay(seen.picture(word.modality), more), word.word, note)
 
 
 def _look_cell(seen: CapturedPair, look: Look) -> Cell:
