@@ -113,7 +113,8 @@ const texts = ({ texts: all, images_per_text: each }) => `${all.length * each} i
   + (all.length > 1 ? ` and ${all.length - 1} more` : "");
 
 const edited = ({ edits, count, dataset_id, generation_job_id }) =>
-  `${edits.map(({ direction, text }) => `${direction} “${text}”`).join(", ") || "nothing"}: ${count} pairs of ${dataset_id ?? generation_job_id}`;
+  `${edits.map(({ direction, text }) => `${direction} “${text}”`).join(", ") || "nothing"}: `
+  + `${count} pair${count === 1 ? "" : "s"} of ${dataset_id ?? generation_job_id}`;
 
 function subject({ kind, spec }) {
   if (kind === "training") return `${spec.method} on ${spec.base}, ${spec.steps} steps`;
