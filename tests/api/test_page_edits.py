@@ -53,7 +53,7 @@ def test_an_edit_shows_its_pairs_before_and_after(browser: Browser, tmp_path: Pa
         browser.open(url)
         browser.until("document.querySelector('#jobs strong')?.textContent === 'Edit'")
         row = browser.value("document.querySelector('#jobs li').textContent")
-        assert "add “haemorrhages”, remove “disc”: 1 pairs of ds_" in row
+        assert "add “haemorrhages”, remove “disc”: 1 pair of ds_" in row
         browser.value("document.querySelector('#jobs button').click()")
         browser.until("document.querySelector('#pairs .pair') !== null")
         browser.value("document.querySelector('#pairs .pair').click()")
