@@ -32,6 +32,7 @@ from cffa_core.jobs.spec import (
     check_structures,
 )
 from cffa_core.jobs.state import JobState, UnitKind
+from cffa_core.jobs.token_inputs import unknown_tokens, without_masks
 from cffa_core.storage.base import ObjectInfo
 from cffa_core.storage.manifest import stored_from_json
 
@@ -60,6 +61,8 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
         look("/dataset_id", get_dataset, spec.dataset_id)
         if not problems and spec.controlnet is not None and spec.controlnet.vessels == "masks":
             problems += _without_vessels(connection, owner, spec.dataset_id, "/controlnet/vessels")
+        if not problems and spec.tokens is not None:
+            problems += without_masks(connection, owner, spec.dataset_id, spec.tokens)
     elif isinstance(spec, GenerationSpec):
         look("/model_id", get_model, spec.model_id)
         look("/structure_dataset_id", get_dataset, spec.structure_dataset_id)
@@ -67,6 +70,7 @@ def checked_inputs(connection: sa.Connection, owner: str, spec: JobSpec) -> JobS
             problems += unfit_family(connection, owner, spec.model_id, captioned=False)
         if not problems:
             problems += _unfit_structures(connection, owner, spec)
+            problems += unknown_tokens(connection, owner, spec)
             problems += _unknown_training(connection, owner, spec)
         problems += _unfit_original(connection, owner, spec)
     elif isinstance(spec, CaptionedTrainingSpec):

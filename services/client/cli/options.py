@@ -62,6 +62,18 @@ NoSqueeze = Annotated[bool, typer.Option("--no-squeeze", help="side_by_side: eac
 Vessels = Annotated[
     str | None, typer.Option(help="controlnet: vessel maps by Frangi's filter (frangi) or the data set's own (masks).")
 ]
+Token = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=MASK,...]",
+        help="dual_unet: a placeholder token bound to the data set's masks of that name, to these masks, or to "
+        "Frangi's filter (vessel=frangi); may be repeated.",
+    ),
+]
+TokenSteps = Annotated[int | None, typer.Option(help="With --token: the first steps, which train the tokens alone.")]
+DrawnTokens = Annotated[
+    str | None, typer.Option("--tokens", metavar="NAME,...", help="Of a model with tokens, draw these; default all.")
+]
 NoTile = Annotated[bool, typer.Option("--no-tile", help="controlnet: vessel maps alone, without the tile image.")]
 Base = Annotated[str | None, typer.Option(help="Base model: `tiny`, a hub id, or a folder in CFFA_MODELS_DIR.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of the images in pixels, a multiple of 8.")]
@@ -113,6 +125,8 @@ def train_settings(
     no_squeeze: bool = False,
     vessels: str | None = None,
     no_tile: bool = False,
+    tokens: list[str] | None = None,
+    token_steps: int | None = None,
     **fields: object,
 ) -> TrainSettings:
     """Settings of a training run from options; raises ``InvalidSpec`` naming every bad field."""
@@ -121,8 +135,17 @@ def train_settings(
     fields |= {"validate_every": every, "checkpoint_every": every, "preview_every": every, "lora.rank": rank}
     fields |= {"shared_attention.max_resolution": max_resolution, "shared_attention.step_range": step_range}
     fields |= {"side_by_side.squeeze": False if no_squeeze else None}
+    fields |= {"tokens.tokens": [_token(one) for one in tokens] if tokens else None, "tokens.phase1_steps": token_steps}
     fields |= {"controlnet.vessels": vessels, "controlnet.tile": False if no_tile else None}
     return _validated(TrainSettings, _merged(spec, assignments, fields))
+
+
+def _token(text: str) -> dict[str, object]:
+    """``vessel``, ``vessel=frangi`` or ``red=haemorrhage,microaneurysm`` as a token of the specification."""
+    name, given, masks = text.partition("=")
+    if masks == "frangi":
+        return {"name": name, "source": "frangi"}
+    return {"name": name, "masks": masks.split(",")} if given else {"name": name}
 
 
 def generate_settings(
@@ -136,6 +159,7 @@ def generate_settings(
     min_alignment: float | None = None,
     max_similarity: float | None = None,
     max_tries: int | None = None,
+    tokens: str | None = None,
     **fields: object,
 ) -> GenerateSettings:
     """Settings of a generation run from options; raises ``InvalidSpec`` naming every bad field."""
@@ -149,6 +173,7 @@ def generate_settings(
         "gate.min_alignment": min_alignment,
         "gate.max_similarity_to_training": max_similarity,
         "gate.max_tries": max_tries,
+        "tokens": tokens.split(",") if tokens else None,
     }
     return _validated(GenerateSettings, _merged(spec, assignments, fields))
 
