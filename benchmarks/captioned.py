@@ -50,7 +50,7 @@ SHEET = HERE.parent / "docs" / "images" / "captioned.png"
 # What a caption of a colour photograph may name, and what the classifier calls it.
 WORDS = {"haemorrhages": "haemorrhage", "exudates": "exudate", "microaneurysms": "microaneurysm"}
 # About a third of the specification's widths: with these, one core trains in about half an hour.
-SIZES = CaptionedSizes(unet=(64, 128, 256), image=16, decoder=128, text=128)
+SIZES = CaptionedSizes(unet=(64, 128, 256), image=16, decoder=64, text=128)
 CELL = 150
 
 
@@ -102,7 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/captioned"))
     parser.add_argument("--train-eyes", type=int, default=2400)
     parser.add_argument("--eyes", type=int, default=256, help="held-out eyes")
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--ddim-steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -112,7 +112,9 @@ def _options() -> argparse.Namespace:
 def _settings(options: argparse.Namespace) -> CaptionedTrainSettings:
     return CaptionedTrainSettings(
         sizes=SIZES,
-        batch_size=16,
+        batch_size=32,
+        drawn_per_step=8,
+        contrastive_weight=3.0,
         precision="bf16",
         learning_rate=1e-3,
         steps=options.steps,

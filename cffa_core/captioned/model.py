@@ -95,11 +95,14 @@ class CaptionedModel(nn.Module):
         """The weighted loss of a batch ``(B, 3, 224, 224)`` in [-1, 1], and its terms.
 
         The latent that the diffusion learns is the decoder's projection, without gradient to it; in training mode the
-        latents' statistics are renewed first.
+        latents' statistics are renewed first. ``draws`` may be of fewer rows than the batch: the first are then
+        reconstructed and diffused, all are compared and captioned.
         """
         text = self.text_encoder(tokens)
         embedding, *maps = self.image_encoder(images)
-        latent = self.image_decoder.latent(embedding)
+        count = len(draws.timesteps)
+        maps = [level[:count] for level in maps]
+        latent = self.image_decoder.latent(embedding[:count])
         drawn = self.image_decoder(latent)
         frozen = {name: weight.detach() for name, weight in self.image_encoder.trunk.named_parameters()}
         drawn_maps = functional_call(self.image_encoder.trunk, frozen, (drawn,))
@@ -109,9 +112,9 @@ class CaptionedModel(nn.Module):
         terms = {
             "contrastive": contrastive(text.float(), embedding.float(), same_text(tokens.ids), self.log_temperature),
             "pull": pull(text.float(), embedding.float()),
-            "reconstruction": reconstruction(drawn.float(), images, drawn_maps, maps),
+            "reconstruction": reconstruction(drawn.float(), images[:count], drawn_maps, maps),
             "caption": self.caption_decoder.loss(embedding, tokens),
-            "diffusion": self._diffusion(self.scale.standardise(target), text, draws),
+            "diffusion": self._diffusion(self.scale.standardise(target), text[:count], draws),
         }
         loss = (
             settings.contrastive_weight * (terms["contrastive"] + terms["pull"])

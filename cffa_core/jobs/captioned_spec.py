@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from cffa_core.jobs.spec_fields import Identifier, Kind, Prompt, Seed, Spec
 
-
 Width = Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
 
 
@@ -45,6 +44,12 @@ class CaptionedTrainSettings(Spec):
     )
     steps: int = Field(default=4000, ge=1, le=1_000_000)
     batch_size: int = Field(default=32, ge=2, le=1024)
+    drawn_per_step: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="So many pictures of each batch go on into picture decoder and UNet, which cost most; null: all.",
+    )
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)

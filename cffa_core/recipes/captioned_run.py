@@ -28,7 +28,7 @@ from cffa_core.recipes.captioned_data import CaptionedData, check_lengths, signe
 from cffa_core.recipes.run_folder import RunFolder
 from cffa_core.recipes.training_phases import learning_rate
 
-WARM_UP = 100
+WARM_UP = 50
 
 
 class CaptionedRun:
@@ -75,7 +75,8 @@ class CaptionedRun:
         if settings.augment == "dihedral":
             turns = torch.randint(DIHEDRAL_VARIANTS, (len(rows),), generator=generator)
             images = torch.stack([turn(image, int(k)) for image, k in zip(images, turns, strict=True)])
-        draws = Draws.of(len(rows), settings.sizes, settings.condition_dropout, generator)
+        count = min(len(rows), settings.drawn_per_step or len(rows))
+        draws = Draws.of(count, settings.sizes, settings.condition_dropout, generator)
         self.model.train()
         with self._autocast():
             tokens = self.tokens.rows(rows).to(self.device)

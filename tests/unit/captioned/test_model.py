@@ -58,6 +58,21 @@ def test_dropped_texts_train_the_place_without_text(sizes: CaptionedSizes, vocab
         assert ("text_encoder" in parts) is learnt
 
 
+def test_a_part_of_the_batch_may_be_drawn(model: CaptionedModel, vocabulary: Vocabulary) -> None:
+    """All are compared and captioned, the first two alone are reconstructed and diffused."""
+    model.eval()
+    settings = CaptionedTrainSettings(sizes=model.sizes)
+    images = torch.rand(4, 3, 224, 224, generator=rng.generator("pictures")) * 2 - 1
+    draws = Draws.of(2, model.sizes, 0.0, rng.generator("draws"))
+    found = [
+        model.training_loss(images[:count], vocabulary.encode(CAPTIONS[:count]), draws, settings)[1] for count in (4, 2)
+    ]
+    for name in ("reconstruction", "diffusion"):
+        torch.testing.assert_close(found[0][name], found[1][name])
+    for name in ("contrastive", "caption"):
+        assert (found[0][name] - found[1][name]).abs() > 1e-4
+
+
 def test_dropout_is_a_share_of_pictures(sizes: CaptionedSizes) -> None:
     draws = Draws.of(4000, sizes.model_copy(update={"latent_channels": 8}), 0.25, rng.generator("share"))
     assert draws.without_text.float().mean() == pytest.approx(0.25, abs=0.03)

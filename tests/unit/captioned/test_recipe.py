@@ -120,7 +120,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(
 
 
 def test_resume_in_half_precision(sizes: CaptionedSizes, dataset: Path, tmp_path: Path) -> None:
-    settings = settings_of(sizes, precision="bf16", modality="fa", augment="none", steps=3)
+    settings = settings_of(sizes, precision="bf16", modality="fa", augment="none", drawn_per_step=2, steps=3)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run_captioned_training(settings, dataset, whole, FolderContext(whole / CONTEXT))
     with pytest.raises(Cancelled):
