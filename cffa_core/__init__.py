@@ -1,14 +1,14 @@
 """The CFFA library: pairs, methods, jobs and storage. Knows neither FastAPI nor Celery.
 
-``load_base``, ``load_pairs``, ``train`` and ``load_model`` (see :mod:`cffa_core.library`) are the whole of it for a
-notebook; they are looked up on first use, so that ``import cffa_core`` costs nothing and brings no torch.
+``load_base``, ``load_pairs``, ``train``, ``load_model`` and ``edit`` (see :mod:`cffa_core.library`) are the whole of it
+for a notebook; they are looked up on first use, so that ``import cffa_core`` costs nothing and brings no torch.
 """
 
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_base", "load_model", "load_pairs", "train"]
+__all__ = ["__version__", "edit", "load_base", "load_model", "load_pairs", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ one of them is used.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from cffa_core.data.pairs import PairSet
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.evaluation.pair_scores import TrainingPairs
 from cffa_core.jobs.context import FolderContext
-from cffa_core.jobs.spec import AttentionSettings, GateSpec, GenerateSettings, Spec, TrainSettings
+from cffa_core.jobs.spec import AttentionSettings, EditSettings, GateSpec, GenerateSettings, Spec, TrainSettings
 from cffa_core.methods.method import PairMethod, read_card
 from cffa_core.methods.pair_sampler import NewPair, PairSampler
 from cffa_core.methods.registry import load_method
@@ -35,6 +36,7 @@ from cffa_core.models import base as models_base
 from cffa_core.models.base import DTYPES, Base, Precision
 from cffa_core.models.checkpoint import folder_digest
 from cffa_core.recipes.attention import capture_with
+from cffa_core.recipes.edit import edit_part, editor_of, sources_of
 from cffa_core.recipes.generate import draw_slots, own_prompts
 from cffa_core.recipes.novelty import training_pairs_beside
 from cffa_core.recipes.structures import Structures, structures_for
@@ -188,6 +190,25 @@ def train(
     card = train_pairs(checked, pairs, base, folder, context, lpips_weights=lpips_weights)
     best = folder / "best_checkpoint"
     return Model(load_method(best, base), card, folder_digest(best), training_pairs_beside(best))
+
+
+def edit(
+    model: Model | Base, pairs: PairSet, out: str | Path, *, on_progress: OnProgress | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Edit ``pairs`` by text into ``out`` (docs/edit.md); returns what is said of each pair in ``out/part.json``.
+
+    ``settings`` takes the fields of :class:`cffa_core.jobs.spec.EditSettings`: ``edits=[{"text": "haemorrhages"}]``,
+    ``mask="union"``, ``steps=30``, ... A base edits alone, without any LoRA. Raises ``InvalidSpec`` and
+    ``InvalidDataset``.
+    """
+    base = model.method.base if isinstance(model, Model) else model
+    defaults = {"count": len(pairs), "resolution": int(pairs[0].cf.shape[-1]), "precision": _PRECISION[base.dtype]}
+    checked = _checked(EditSettings, **(defaults | settings))
+    editor = editor_of(model.method, checked, model.digest) if isinstance(model, Model) else editor_of(model, checked)
+    folder = Path(out)
+    edit_part(editor, checked, list(sources_of(pairs)), folder, FolderContext(folder, on_progress))
+    described: list[dict[str, Any]] = json.loads((folder / "part.json").read_text(encoding="utf-8"))["pairs"]
+    return described
 
 
 def load_model(folder: str | Path, base: Base | None = None) -> Model:

@@ -17,20 +17,30 @@ from numpy.typing import NDArray
 
 from cffa_core.data.contracts import PairImages
 from cffa_core.data.ingest import open_pairs
-from cffa_core.data.pairs import square
+from cffa_core.data.pairs import PairSet, square
 from cffa_core.data.sheet import SheetRow, contact_sheet
-from cffa_core.editing.denoiser import BaseAlone, Denoiser, check_can_edit
+from cffa_core.editing.denoiser import BaseAlone, check_can_edit
 from cffa_core.editing.editor import EditedPair, PairEditor, SourcePair, check_source
 from cffa_core.errors import InvalidDataset, InvalidSpec, Problem
 from cffa_core.evaluation.pair_scores import score_pairs
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.edit_spec import EditSettings, EditTerm
-from cffa_core.methods.pair_sampler import synthetic_marks, write_png
+from cffa_core.methods.method import PairMethod
+from cffa_core.methods.pair_sampler import synthetic_marks, to_uint8, write_png
 from cffa_core.methods.registry import load_method
-from cffa_core.models.base import load_base
+from cffa_core.models.base import Base, load_base
 from cffa_core.models.checkpoint import folder_digest
 
-__all__ = ["PairEditor", "SourcePair", "edit_part", "load_editor", "read_areas", "read_sources"]
+__all__ = [
+    "PairEditor",
+    "SourcePair",
+    "edit_part",
+    "editor_of",
+    "load_editor",
+    "read_areas",
+    "read_sources",
+    "sources_of",
+]
 
 OUTLINE = (90, 230, 140)
 SHEET_CELL = 224
@@ -51,11 +61,22 @@ def load_editor(
     """
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
     if model is None:
-        return PairEditor(BaseAlone(loaded), settings)
-    trained = load_method(model, loaded)
-    check_can_edit(trained)
-    denoiser: Denoiser = trained
-    return PairEditor(denoiser, settings, model_digest=folder_digest(model))
+        return editor_of(loaded, settings)
+    return editor_of(load_method(model, loaded), settings, folder_digest(model))
+
+
+def editor_of(model: PairMethod | Base, settings: EditSettings, digest: str | None = None) -> PairEditor:
+    """An editor with a model that is loaded, or with a base alone; raises ``InvalidSpec`` as :func:`load_editor`."""
+    if isinstance(model, Base):
+        return PairEditor(BaseAlone(model), settings)
+    check_can_edit(model)
+    return PairEditor(model, settings, model_digest=digest)
+
+
+def sources_of(pairs: PairSet) -> Iterator[SourcePair]:
+    """Pairs of a loaded set, in its order, as sources of an edit."""
+    for index, pair in enumerate(pairs):
+        yield SourcePair(index, pair.name, to_uint8(pair.cf), to_uint8(pair.fa)[..., 0])
 
 
 def read_sources(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import cffa_core
 from cffa_core.data.phantom import make_phantom, write_phantoms
 from cffa_core.errors import Cancelled, InvalidDataset, InvalidSpec
 from cffa_core.jobs.context import FolderContext
@@ -173,3 +174,20 @@ def test_the_command_edits_a_folder(base_folder: Path, pairs: Path, tmp_path: Pa
     ]
     assert [pair["source"] for pair in described["pairs"]] == ["p00001"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["cf", "fa", "mask", "pairs.json", "sheet"]
+
+
+def test_the_library_edits_as_the_recipe_does(base_folder: Path, pairs: Path, tmp_path: Path) -> None:
+    loaded = cffa_core.load_pairs(pairs, SIDE)
+    given = settings().model_dump(include={"edits", "steps", "skip"})
+    entries = cffa_core.edit(cffa_core.load_base(base_folder, device="cpu"), loaded, tmp_path / "new", **given)
+    edit_part(
+        load_editor(settings(), None, base_folder),
+        settings(),
+        list(read_sources(pairs, SIDE)),
+        tmp_path / "part",
+        FolderContext(tmp_path),
+    )
+    assert [entry["source"] for entry in entries] == ["p00000", "p00001"]
+    for entry in entries:
+        name = entry["cf"]["name"]
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
