@@ -89,7 +89,7 @@ one paragraph with <b>no</b> HTML.
 
 | score | N | A |
 |---|---|---|
-| ridge \\| Dice | 5 | 0.31 [0.2, 0.4] |
+| ridge \\| Dice | 5 | 0.31<br>[0.2, 0.4] |
 
 ![Worst pairs](pairs.png)
 
@@ -131,7 +131,8 @@ def test_the_page_shows_a_report_with_its_table_and_picture(browser: Browser, tm
         assert browser.value("location.hash") == f"#{job_id}"
         cells = "[...document.querySelectorAll('#report {}')].map((cell) => cell.textContent)"
         assert browser.value(cells.format("th")) == ["score", "N", "A"]
-        assert browser.value(cells.format("td")) == ["ridge | Dice", "5", "0.31 [0.2, 0.4]"]
+        assert browser.value(cells.format("td")) == ["ridge | Dice", "5", "0.31[0.2, 0.4]"]
+        assert browser.value("document.querySelectorAll('#report td br').length") == 1
         assert browser.value(cells.format("p")) == ["Two lines that are one paragraph with <b>no</b> HTML."]
         assert browser.value(cells.format("h3 code")) == ["pairs"]
         assert browser.value(cells.format(".bullets li")) == ["KID: too few pairs", "FID: too few pairs"]
