@@ -28,7 +28,7 @@ class OwnLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"pairs": 100_000, "active_jobs": 0}]})
     active_jobs: Amount | None = Field(default=None, description="Jobs that are not over.")
-    pairs: Amount | None = Field(default=None, description="Pairs asked for in generation jobs that are kept.")
+    pairs: Amount | None = Field(default=None, description="Pairs asked for in generation and edit jobs that are kept.")
     bytes: Amount | None = Field(default=None, description="Stored bytes of data sets, models and products of jobs.")
 
     def given(self) -> dict[str, int]:

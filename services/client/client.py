@@ -210,7 +210,7 @@ class CffaClient:
         priority: int = 0,
         asked: Terms = USUAL_TERMS,
     ) -> Job:
-        """Post an evaluation of the pairs of a generation job or of a data set (name one of the two).
+        """Post an evaluation of the pairs of a generation or edit job or of a data set (name one of the two).
 
         Without ``train_dataset_id`` the pairs of a generation job are compared with the data set of its model's
         training, if the service still knows it. Raises ``InvalidSpec`` naming every bad field.
@@ -263,7 +263,7 @@ class CffaClient:
     def submit_export(
         self, generation_job_id: str, settings: ExportSettings, *, priority: int = 0, asked: Terms = USUAL_TERMS
     ) -> Job:
-        """Post the export of pairs of a generation job, of the parts that are finished now.
+        """Post the export of pairs of a generation or edit job, of the parts that are finished now.
 
         Raises ``Conflict`` while it has none, ``InvalidSpec`` for a selection that no finished pair can meet.
         """
@@ -354,7 +354,7 @@ class CffaClient:
     # Products
 
     def pairs(self, job_id: str) -> Iterator[Pair]:
-        """Finished pairs of a generation job, in index order."""
+        """Finished pairs of a generation or edit job, in index order."""
         return self._pages(f"/v1/jobs/{job_id}/pairs", Pair)
 
     def rejects(self, job_id: str) -> Iterator[Reject]:

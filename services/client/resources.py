@@ -23,7 +23,7 @@ class Resource(BaseModel):
 
 
 class Counts(Resource):
-    """Pairs of a generation job by outcome."""
+    """Pairs of a generation or edit job by outcome."""
 
     requested: int = 0
     generated: int = 0

@@ -27,7 +27,7 @@ class WorkerMetrics:
         self._units = Counter(
             "cffa_worker_units", "Units that left this worker.", ["kind", "outcome"], registry=self._registry
         )
-        self._parts = Counter("cffa_worker_parts", "Parts of generation jobs made.", registry=self._registry)
+        self._parts = Counter("cffa_worker_parts", "Parts of generation and edit jobs made.", registry=self._registry)
         self._steps = Histogram(
             "cffa_worker_step_seconds",
             "Mean duration of a step within one report of the child (about two a second), by kind of job.",

@@ -22,7 +22,7 @@ key = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Keys of accounts.
 OwnerName = Annotated[str, typer.Argument(metavar="OWNER", help="Name of the account.")]
 ActiveJobs = Annotated[int | None, typer.Option(min=0, help="Jobs that are not over; 0 for no limit.")]
 Pairs = Annotated[
-    int | None, typer.Option(min=0, help="Pairs asked for in generation jobs that are kept; 0: no limit.")
+    int | None, typer.Option(min=0, help="Pairs asked for in generation and edit jobs that are kept; 0: no limit.")
 ]
 Bytes = Annotated[int | None, typer.Option("--bytes", min=0, help="Stored bytes; 0 for no limit.")]
 ACCOUNT = ("account", "own limits", "made", "disabled")
