@@ -44,9 +44,9 @@ USUAL_TERMS = Terms()
 
 @dataclass(frozen=True)
 class Counts:
-    """Pairs of a generation or edit job: asked for, drawn, and (with a gate) accepted or rejected; ``failed`` were given up.
+    """Pairs of a generation or edit job: asked for, made, and (with a gate) accepted or rejected.
 
-    With a gate ``generated`` is ``accepted + rejected``, and after success ``requested`` is ``accepted + failed``.
+    ``failed`` were given up. With a gate ``generated`` is ``accepted + rejected``, and after success ``requested`` is ``accepted + failed``.
     """
 
     requested: int = 0
