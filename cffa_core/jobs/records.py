@@ -46,7 +46,8 @@ USUAL_TERMS = Terms()
 class Counts:
     """Pairs of a generation or edit job: asked for, made, and (with a gate) accepted or rejected.
 
-    ``failed`` were given up. With a gate ``generated`` is ``accepted + rejected``, and after success ``requested`` is ``accepted + failed``.
+    ``failed`` were given up. With a gate ``generated`` is ``accepted + rejected``, and after success ``requested`` is
+    ``accepted + failed``.
     """
 
     requested: int = 0
