@@ -15,12 +15,22 @@ from cffa_core.jobs.pace import (
     seconds_until_done,
 )
 from cffa_core.jobs.records import Progress
-from cffa_core.jobs.spec import EvaluationSpec, GenerationSpec, TrainingSpec
+from cffa_core.jobs.spec import (
+    AttentionSpec,
+    CaptionedSpec,
+    CaptionedTrainingSpec,
+    EvaluationSpec,
+    GenerationSpec,
+    TrainingSpec,
+)
 from cffa_core.jobs.state import JobState
 
 TRAINING = TrainingSpec(dataset_id="ds_" + "0" * 20, steps=100)
 GENERATION = GenerationSpec(model_id="mdl_" + "0" * 20, count=20, part_size=8)  # parts of 8, 8 and 4 pairs
 
+ATTENTION = AttentionSpec(model_id="mdl_" + "0" * 20)
+CAPTIONED_TRAINING = CaptionedTrainingSpec(dataset_id="ds_" + "0" * 20, steps=100)
+DRAWN = CaptionedSpec(model_id="mdl_" + "0" * 20, task="text_to_image", texts=("a", "b"), images_per_text=3)
 EVALUATION = EvaluationSpec(pairs_dataset_id="ds_" + "0" * 20, reference_dataset_id="ds_" + "1" * 20)
 
 
@@ -96,6 +106,18 @@ def test_an_evaluation_shows_its_stage() -> None:
     assert job_progress(EVALUATION, JobState.SUCCEEDED, 0, 9.0, []) == Progress("succeeded", 1, 1, 0.0)
 
 
+@pytest.mark.parametrize("spec", [ATTENTION, DRAWN])
+def test_a_report_in_the_making_shows_its_stage(spec: AttentionSpec | CaptionedSpec) -> None:
+    unit = pace(stage="sampling", current=3, total=50, pace_from=0, pace_since=1000.0, reported_at=1060.0)
+    assert job_progress(spec, JobState.RUNNING, 0, 0.0, [unit]) == Progress("sampling", 3, 50, None)
+    assert job_progress(spec, JobState.SUCCEEDED, 0, 0.0, []) == Progress("succeeded", 1, 1, 0.0)
+
+
+def test_a_captioned_training_counts_its_steps() -> None:
+    unit = pace(stage="training", current=40, total=100, pace_from=10, pace_since=1000.0, reported_at=1060.0)
+    assert job_progress(CAPTIONED_TRAINING, JobState.RUNNING, 0, 0.0, [unit]) == Progress("training", 40, 100, 120.0)
+
+
 def test_time_left_of_an_evaluation_follows_from_those_before_it() -> None:
     assert seconds_left(100.0, [pace(seconds=30.0)]) == 70.0
     assert seconds_left(None, [pace(seconds=30.0)]) is None
@@ -142,6 +164,16 @@ def test_like_settings_cost_the_same() -> None:
     assert same_cost(EVALUATION.model_copy(update={"seed": 7}), evaluated)
     assert not same_cost(EVALUATION.model_copy(update={"max_pairs": 9}), evaluated)
     assert not same_cost(EVALUATION.model_copy(update={"train_dataset_id": "ds_" + "2" * 20}), evaluated)
+    looked = ATTENTION.model_dump(mode="json")
+    assert same_cost(ATTENTION.model_copy(update={"seed": 7, "tokens": ("eye",)}), looked)
+    assert not same_cost(ATTENTION.model_copy(update={"resolution": 256}), looked)
+    drawn = DRAWN.model_dump(mode="json")
+    assert same_cost(DRAWN.model_copy(update={"texts": ("c",), "images_per_text": 6}), drawn)
+    assert not same_cost(DRAWN.model_copy(update={"images_per_text": 6}), drawn)
+    assert not same_cost(DRAWN.model_copy(update={"use_diffusion": False}), drawn)
+    learnt = CAPTIONED_TRAINING.model_dump(mode="json")
+    assert same_cost(CAPTIONED_TRAINING.model_copy(update={"steps": 9}), learnt)
+    assert not same_cost(CAPTIONED_TRAINING.model_copy(update={"batch_size": 9}), learnt)
 
 
 def test_a_rate_comes_from_like_jobs_or_else_from_all() -> None:
