@@ -13,9 +13,10 @@ from cffa_core.editing.denoiser import BaseAlone, Denoiser, check_can_edit
 from cffa_core.editing.editor import PairEditor, SourcePair
 from cffa_core.errors import InvalidDataset, InvalidSpec
 from cffa_core.jobs.edit_spec import EditSettings
-from cffa_core.jobs.spec import TrainSettings
+from cffa_core.jobs.spec import Method, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.registry import METHODS
+from cffa_core.methods.shared_attention import SharedAttention
 from cffa_core.models.base import Base
 
 SIDE = 128
@@ -171,6 +172,20 @@ def test_a_model_that_learnt_nothing_edits_as_its_base(base: Base) -> None:
     assert (after[0] - before[0]).abs().max() > 1e-2
     # The FA has its own LoRA, and its own mask would be as before; the one mask is joined with the CF's.
     assert (after[1] - before[1]).abs().max() < (after[0] - before[0]).abs().max()
+
+
+def test_a_model_whose_fa_looks_through_the_cf_edits_too(base: Base) -> None:
+    model = SharedAttention(base, TrainSettings(method=Method.SHARED_ATTENTION, resolution=64))
+    eye = make_phantom(5, 64)
+
+    def change(**fields: Any) -> torch.Tensor:
+        given = {"count": 1, "resolution": 64, "steps": 4, "skip": 0.0, **fields}
+        made = PairEditor(model, EditSettings.model_validate(given))
+        x0 = made.encode(SourcePair(0, "p", eye.cf, eye.fa))
+        return made.latents(x0, seed=3)[0] - x0
+
+    assert change().abs().max() < 5e-5
+    assert all(change(edits=[{"text": "blood"}])[row].abs().max() > 1e-2 for row in (0, 1))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
