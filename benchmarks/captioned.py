@@ -102,7 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/captioned"))
     parser.add_argument("--train-eyes", type=int, default=2400)
     parser.add_argument("--eyes", type=int, default=256, help="held-out eyes")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--ddim-steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -114,12 +114,11 @@ def _settings(options: argparse.Namespace) -> CaptionedTrainSettings:
         sizes=SIZES,
         batch_size=32,
         drawn_per_step=8,
-        contrastive_weight=3.0,
         precision="bf16",
         learning_rate=1e-3,
         steps=options.steps,
-        validate_every=200,
-        checkpoint_every=200,
+        validate_every=100,
+        checkpoint_every=100,
         holdout=0.05,
         seed=2027,
     )
@@ -191,7 +190,7 @@ def _retrieval(model: CaptionedModel, eyes: Eyes) -> dict[str, Any]:
     texts = sorted(set(eyes.captions))
     text = torch.nn.functional.normalize(torch.stack([model.embed_text(t) for t in texts]), dim=1)
     batches = [eyes.pictures[start : start + BATCH] for start in range(0, len(eyes.names), BATCH)]
-    image = torch.nn.functional.normalize(torch.cat([model.image_encoder(signed(b))[0] for b in batches]), dim=1)
+    image = torch.nn.functional.normalize(torch.cat([model.embed_images(signed(b)) for b in batches]), dim=1)
     own = np.array([texts.index(caption) for caption in eyes.captions])
     cosines = (image @ text.T).numpy()
     to_text = (cosines.argmax(axis=1) == own).astype(float)

@@ -41,8 +41,8 @@ class FilmUnet(nn.Module):
         )
         self.norm = nn.GroupNorm(GROUPS, first)
         self.leave = nn.Conv2d(first, sizes.latent_channels, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():  # at first every clean latent is taken for the mean one
+            nn.init.zeros_(parameter)
 
     def _block(self, channels: int, width: int) -> ResnetBlock2D:
         return ResnetBlock2D(

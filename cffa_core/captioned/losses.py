@@ -32,13 +32,12 @@ def contrastive(
     return rows / 2 - entropy
 
 
-def pull(text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Mean square distance of a text's embedding from its pictures' (which stay where they are).
+def pull(bridged: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Mean square distance of a text's bridged embedding from its pictures' (which stay where they are).
 
-    It makes the text's embedding the mean of its pictures', which is what decoding it without diffusion draws: cosines
-    alone would leave it far from all that the decoder ever saw.
+    Its best is the mean embedding of all pictures with this text, which is what drawing without diffusion decodes.
     """
-    return F.mse_loss(text, image.detach())
+    return F.mse_loss(bridged, image.detach())
 
 
 def reconstruction(

@@ -73,6 +73,10 @@ class CaptionedModel(nn.Module):
         self.scale = LatentScale(sizes.latent_channels)
         self.unet = FilmUnet(sizes)
         self.caption_decoder = CaptionDecoder(sizes, vocabulary)
+        # What a picture shows, among all else that its embedding says: compared with texts.
+        self.compared = nn.Linear(sizes.embedding, sizes.embedding)
+        # From a text's embedding to the mean of its pictures': decoded where there is no diffusion.
+        self.bridge = nn.Linear(sizes.embedding, sizes.embedding)
         self.log_temperature = nn.Parameter(torch.tensor(LOG_TEMPERATURE))
         self.scheduler = build_scheduler()
 
@@ -110,8 +114,10 @@ class CaptionedModel(nn.Module):
         if self.training:
             self.scale.update(target)
         terms = {
-            "contrastive": contrastive(text.float(), embedding.float(), same_text(tokens.ids), self.log_temperature),
-            "pull": pull(text.float(), embedding.float()),
+            "contrastive": contrastive(
+                text.float(), self.compared(embedding).float(), same_text(tokens.ids), self.log_temperature
+            ),
+            "pull": pull(self.bridge(text.detach()).float(), embedding.float()),
             "reconstruction": reconstruction(drawn.float(), images[:count], drawn_maps, maps),
             "caption": self.caption_decoder.loss(embedding, tokens),
             "diffusion": self._diffusion(self.scale.standardise(target), text[:count], draws),
@@ -158,12 +164,17 @@ class CaptionedModel(nn.Module):
                 free = self.unet(latent, timesteps, without)
                 clean = free + guidance_scale * (clean - free)
             latent = self.scheduler.step(clean, t, latent).prev_sample
-        return self.image_decoder(self.scale.restore(latent)).clamp(-1, 1)
+        return torch.as_tensor(self.image_decoder(self.scale.restore(latent))).clamp(-1, 1)
 
     @torch.no_grad()
     def draw_directly(self, text: torch.Tensor) -> torch.Tensor:
-        """Pictures of texts ``(B, E)`` without diffusion: the text's embedding in the place of a picture's."""
-        return self.image_decoder(self.image_decoder.latent(text)).clamp(-1, 1)
+        """Pictures of texts ``(B, E)`` without diffusion: the mean embedding of the text's pictures, decoded."""
+        return torch.as_tensor(self.image_decoder(self.image_decoder.latent(self.bridge(text)))).clamp(-1, 1)
+
+    @torch.no_grad()
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """What is compared with texts, ``(B, E)``, of pictures ``(B, 3, 224, 224)`` in [-1, 1]."""
+        return torch.as_tensor(self.compared(self.image_encoder(images)[0]))
 
     @torch.no_grad()
     def describe(self, image: torch.Tensor, count: int, sampling: CaptionSampling, seed: int) -> list[str]:

@@ -115,7 +115,7 @@ class CaptionedRun:
             with self._autocast():
                 draws = Draws.of(len(rows), settings.sizes, 0.0, generator)
                 loss, terms = self.model.training_loss(images, tokens, draws, settings)
-                text, (image, *_) = self.model.text_encoder(tokens), self.model.image_encoder(images)
+                text, image = self.model.text_encoder(tokens), self.model.embed_images(images)
             embeddings.append((text.float(), image.float()))
             for name, term in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0.0) + float(term) * len(rows) / count

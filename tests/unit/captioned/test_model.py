@@ -38,7 +38,7 @@ def test_who_learns_from_what(model: CaptionedModel, vocabulary: Vocabulary) -> 
 @pytest.mark.parametrize(
     ("term", "parts"),
     [
-        ("contrastive", {"text_encoder", "image_encoder"}),
+        ("contrastive", {"text_encoder", "image_encoder", "compared", "bridge"}),
         ("caption", {"image_encoder", "caption_decoder"}),
         ("reconstruction", {"image_encoder", "image_decoder"}),
     ],
@@ -110,7 +110,9 @@ def test_guidance_moves_away_from_no_text(model: CaptionedModel) -> None:
 
 def test_without_diffusion_the_text_is_decoded(model: CaptionedModel) -> None:
     text = model.embed_text(CAPTIONS[0])
-    expected = model.image_decoder(model.image_decoder.projection(text[None]).view(1, 16, 7, 7)).clamp(-1, 1)
+    expected = model.image_decoder(model.image_decoder.projection(model.bridge(text)[None]).view(1, 16, 7, 7)).clamp(
+        -1, 1
+    )
     assert model.draw_directly(text[None]).equal(expected)
 
 
