@@ -53,6 +53,7 @@ class FindingsNet(nn.Module):
         self.coarse = nn.Sequential(_conv(64, 80, stride=2), _Block(80), _Block(80, dilation=2))
         self.head = nn.Sequential(nn.Conv2d(144, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         self.last = nn.Conv2d(64, findings, 1)
+        nn.init.constant_(self.last.bias, -4.0)  # few cells hold anything
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Log-odds that a cell holds some of each finding."""

@@ -26,6 +26,7 @@ from cffa_core.evaluation.findings import (
     FORMAT,
     MODALITIES,
     SEEN,
+    SIDE,
     SIZES,
     Calibration,
     FindingsClassifier,
@@ -41,22 +42,33 @@ from .findings_data import CONDITIONS, Condition, Eyes, cache_eyes, decode_eyes,
 from .pretrain_loop import Budget, Progress, train_stage
 
 Numbers = npt.NDArray[np.float64]
+Truth = npt.NDArray[np.bool_]
+Strengths = dict[Condition, Numbers]  # (N, 3) of the first N eyes
 MIN_EYES = 20
-BUDGET = Budget(steps=500, batch=16, lr=2e-3, shards=1)
+BUDGET = Budget(steps=280, batch=8, lr=2e-3, shards=1)
 
 
 @dataclass(frozen=True)
 class FindingsConfig:
-    """Sizes and budgets. The defaults take about half an hour of one idle core; ``budget`` is that of one network."""
+    """Sizes and budgets. The defaults take about half an hour of one idle core; ``budget`` is that of one network.
+
+    ``train_decoded`` of the eyes are seen through the VAE as well; at sides below 512 ``heldout_small`` are measured.
+    """
 
     train: int = 1000
     train_decoded: int = 80
     heldout: int = 320
+    heldout_small: int = 160
     crop: int = 256
     budget: Budget = BUDGET
     every: int = 100
     base: str = "tiny"
     bf16: bool = True
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Held-out eyes per side."""
+        return {side: self.heldout if side == SIDE else self.heldout_small for side in SIZES}
 
 
 def train_findings(
@@ -71,40 +83,27 @@ def train_findings(
 ) -> dict[str, Any]:
     """Train the classifier into the folder ``out``, keeping caches and checkpoints under ``work``; returns its card.
 
-    The first half of the held-out eyes calibrates the probabilities, the second half measures them. ``on_progress(
-    stage, done, total, loss)`` is called after each eye and step. Raises ``InvalidSpec`` for too few eyes.
+    Held-out eyes calibrate and measure the probabilities: what is said of one half was calibrated on the other, what is
+    written is calibrated on all. ``on_progress(stage, done, total, loss)`` is called after each eye and step. Raises
+    ``InvalidSpec`` for too few eyes.
     """
     config, progress = config or FindingsConfig(), on_progress or (lambda *_: None)
-    if min(config.train, config.heldout // 2) < MIN_EYES or config.train_decoded > config.train:
-        message = f"train on at least {MIN_EYES} eyes and hold out twice as many; decode no more than there are"
+    fewest = min(config.train, config.heldout_small)
+    if fewest < MIN_EYES or config.train_decoded > config.train or config.heldout_small > config.heldout:
+        message = f"train and measure on at least {MIN_EYES} eyes, and decode no more than there are"
         raise InvalidSpec(message, problems=(Problem("/train", "too_few_eyes", message),))
     base = load_base(config.base, models_dir=models_dir)
     train = cache_eyes(work, "train", config.train, seed, progress)
-    train = decode_eyes(work, "train", train, config.train_decoded, seed, base, progress)
+    train = decode_eyes(work, "train", train, dict.fromkeys(SIZES, config.train_decoded), seed, base, progress)
     heldout = cache_eyes(work, "heldout", config.heldout, seed, progress)
-    heldout = decode_eyes(work, "heldout", heldout, config.heldout, seed, base, progress)
+    heldout = decode_eyes(work, "heldout", heldout, config.counts, seed, base, progress)
     nets: dict[Modality, FindingsNet] = {}
     trained: dict[str, Mapping[str, float]] = {}
     for modality in MODALITIES:
         nets[modality], trained[modality] = train_net(modality, train, config, seed, work, resume, progress)
-    half = config.heldout // 2
-    strengths = measure_strengths(nets, heldout, progress)
-    calibration = calibrate(strengths, heldout, slice(0, half))
-    figures = measure(strengths, calibration, heldout, slice(half, config.heldout))
-    card: dict[str, Any] = {
-        "format": FORMAT,
-        "seed": seed,
-        "base": base.name,
-        "config": {**asdict(config), "budget": asdict(config.budget)},
-        "trained": trained,
-        "calibration": {
-            m: {f: {str(s): asdict(fit) for s, fit in sides.items()} for f, sides in found.items()}
-            for m, found in calibration.items()
-        },
-        "measured": figures,
-    }
-    _write(out, nets, card)
-    return card
+    strengths = {m: measure_strengths(m, nets, heldout, config.counts, progress) for m in MODALITIES}
+    facts = {"seed": seed, "base": base.name, "trained": trained, "config": asdict(config)}
+    return write_classifier(out, nets, strengths, heldout, facts)
 
 
 def train_net(
@@ -135,39 +134,61 @@ def train_net(
 
 
 def measure_strengths(
-    nets: Mapping[Modality, FindingsNet], eyes: Eyes, progress: Progress
-) -> dict[tuple[Modality, Condition], Numbers]:
-    """Strength of each finding in each eye under each condition, (N, 3)."""
+    modality: Modality, nets: Mapping[Modality, FindingsNet], eyes: Eyes, counts: Mapping[int, int], progress: Progress
+) -> Strengths:
+    """Strength of each finding in the first ``counts[side]`` eyes under each condition, (N, 3)."""
+    classifier = FindingsClassifier(nets, {}, {})
     found = {}
-    for modality in MODALITIES:
-        classifier = FindingsClassifier(nets, {}, {})
-        for condition in CONDITIONS:
-            rows = []
-            for row in range(len(eyes)):
-                rows.append(classifier.strength(modality, eyes.images(modality, [row], condition)))
-                progress(f"measuring-{modality}-{condition[0]}", row + 1, len(eyes), 0.0)
-            found[modality, condition] = torch.cat(rows).double().numpy()
+    for side, vae in CONDITIONS:
+        rows = []
+        for row in range(counts[side]):
+            rows.append(classifier.strength(modality, eyes.images(modality, [row], (side, vae))))
+            progress(f"measuring-{modality}-{side}", row + 1, counts[side], 0.0)
+        found[side, vae] = torch.cat(rows).double().numpy()
     return found
 
 
-def calibrate(
-    strengths: Mapping[tuple[Modality, Condition], Numbers], eyes: Eyes, rows: slice
-) -> dict[Modality, dict[str, dict[int, Calibration]]]:
-    """Platt's fit per modality, finding and side, over plain and decoded images of the eyes ``rows`` alike."""
-    fits: dict[Modality, dict[str, dict[int, Calibration]]] = {}
+def write_classifier(
+    out: Path,
+    nets: Mapping[Modality, FindingsNet],
+    strengths: Mapping[Modality, Strengths],
+    eyes: Eyes,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Calibrate and measure on the strengths of the held-out ``eyes``, then write weights, card and README."""
+    calibration: dict[str, dict[str, dict[str, Any]]] = {}
+    measured = []
     for modality in MODALITIES:
-        labels = eyes.labels(modality)[rows]
-        fits[modality] = {}
+        calibration[modality] = {}
         for place, finding in enumerate(SEEN[modality]):
-            fits[modality][finding] = {}
+            truth = eyes.labels(modality)[:, place]
+            calibration[modality][finding] = {}
             for side in SIZES:
-                both = [strengths[modality, (side, vae)][rows, place] for vae in (False, True)]
-                truth = np.concatenate([labels[:, place]] * 2)
-                fits[modality][finding][side] = platt(np.concatenate(both), truth)
-    return fits
+                plain, decoded = (strengths[modality][side, vae][:, place] for vae in (False, True))
+                fit, rows = calibrated(plain, decoded, truth[: len(plain)])
+                calibration[modality][finding][str(side)] = asdict(fit)
+                for vae, logits in zip((False, True), rows, strict=True):
+                    label = f"{modality}-{finding}-{side}-{vae}"
+                    entry = measured_row(logits, truth[: len(logits)], label)
+                    measured.append({"modality": modality, "finding": finding, "side": side, "decoded": vae, **entry})
+    card = {"format": FORMAT, **facts, "calibration": calibration, "measured": measured}
+    _write(out, nets, card)
+    return card
 
 
-def platt(strength: Numbers, truth: npt.NDArray[np.bool_]) -> Calibration:
+def calibrated(plain: Numbers, decoded: Numbers, truth: Truth) -> tuple[Calibration, tuple[Numbers, Numbers]]:
+    """Platt's fit over plain and decoded images, and the log-odds of both by a fit on the other half of the eyes."""
+    halves = np.arange(len(truth)) % 2 == 0
+    both, twice = np.concatenate([plain, decoded]), np.concatenate([truth, truth])
+    logits = np.zeros_like(both)
+    for half in (halves, ~halves):
+        here = np.concatenate([half, half])
+        fit = platt(both[~here], twice[~here])
+        logits[here] = fit.slope * both[here] + fit.offset
+    return platt(both, twice), (logits[: len(plain)], logits[len(plain) :])
+
+
+def platt(strength: Numbers, truth: Truth) -> Calibration:
     """Logistic regression of ``truth`` on ``strength`` by Newton's method, with a little ridge (Platt 1999)."""
     centre, spread = float(strength.mean()), float(strength.std()) or 1.0
     features = np.stack([(strength - centre) / spread, np.ones_like(strength)], axis=1)
@@ -181,28 +202,14 @@ def platt(strength: Numbers, truth: npt.NDArray[np.bool_]) -> Calibration:
     return Calibration(float(weights[0] / spread), float(weights[1] - weights[0] * centre / spread))
 
 
-def measure(
-    strengths: Mapping[tuple[Modality, Condition], Numbers],
-    calibration: Mapping[Modality, Mapping[str, Mapping[int, Calibration]]],
-    eyes: Eyes,
-    rows: slice,
-) -> list[dict[str, Any]]:
-    """A row per modality, finding and condition: accuracy, balanced accuracy and AUC with 95 % intervals over eyes."""
-    report = []
-    for (modality, (side, vae)), strength in strengths.items():
-        for place, finding in enumerate(SEEN[modality]):
-            fit = calibration[modality][finding][side]
-            truth = eyes.labels(modality)[rows, place]
-            logits = fit.slope * strength[rows, place] + fit.offset
-            table = np.stack([logits, truth.astype(np.float64)], axis=1)
-            names = [f"eye {index}" for index in range(len(table))]
-            scores: dict[str, Callable[[Numbers], float]] = {
-                "accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auc": auc,
-            }  # fmt: skip
-            label = f"{modality}-{finding}-{side}-{vae}"
-            entry = {name: estimate(table, names, score, label=label).to_dict() for name, score in scores.items()}
-            report.append({"modality": modality, "finding": finding, "side": side, "decoded": vae, **entry})
-    return report
+def measured_row(logits: Numbers, truth: Truth, label: str) -> dict[str, Any]:
+    """Accuracy, balanced accuracy and AUC with 95 % bootstrap intervals over eyes."""
+    table = np.stack([logits, truth.astype(np.float64)], axis=1)
+    names = [f"eye {index}" for index in range(len(table))]
+    scores: dict[str, Callable[[Numbers], float]] = {
+        "accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auc": auc,
+    }  # fmt: skip
+    return {name: estimate(table, names, score, label=label).to_dict() for name, score in scores.items()}
 
 
 def accuracy(table: Numbers) -> float:

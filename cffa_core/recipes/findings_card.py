@@ -9,16 +9,16 @@ from typing import Any
 def card_text(card: Mapping[str, Any]) -> str:
     """README.md of a classifier from its card (findings.json)."""
     config = card["config"]
-    measured = config["heldout"] - config["heldout"] // 2
     return TEXT.format(
         seed=card["seed"],
         train=config["train"],
         decoded=config["train_decoded"],
         base=card["base"],
         steps=f"{card['trained']['cf']['steps']:.0f}",
+        batch=config["budget"]["batch"],
         minutes=f"{sum(stage['seconds'] for stage in card['trained'].values()) / 60:.0f}",
-        calibrated=config["heldout"] // 2,
-        measured=measured,
+        heldout=config["heldout"],
+        small=config["heldout_small"],
         figures=figures(card),
     )
 
@@ -61,13 +61,16 @@ of a patient they say nothing; not for diagnosis.
 `cffa_core.recipes.findings.train_findings`, seed {seed}: {train} procedural eyes with each finding in about half of
 them whatever the others are; {decoded} of the eyes also after the VAE of `{base}`, at 512, 256 and 128 px. Crops of
 256 px with turns, colour jitter, noise and blur; cross-entropy of every 8 px cell against the exact masks; {steps}
-steps of 16 crops each, {minutes} minutes on one busy core for both. The image's value is the mean log-odds of its eight
-strongest cells, made a probability by a logistic fit per finding and side on {calibrated} held-out eyes; the threshold
-is 0.5. Stored in fp16; `findings.json` holds calibration, figures and digests.
+steps of {batch} crops each, {minutes} minutes for both on a busy core.
 
-## Measured on {measured} other held-out eyes
+The image's value is the mean log-odds of its eight strongest cells, made a probability by a logistic fit per finding
+and side on the held-out eyes; the threshold is 0.5. Stored in fp16; `findings.json` holds calibration, figures
+and digests.
 
-95 % bootstrap intervals over eyes. Images of other sides are brought to 512 px first.
+## Measured on {heldout} held-out eyes
+
+{small} eyes at 256 and 128 px, which are brought to 512 px first. 95 % bootstrap intervals over eyes. What is said of
+one half of the eyes was calibrated on the other half.
 
 {figures}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from cffa_core.data.phantom import FINDINGS, make_phantom
-from cffa_core.evaluation.findings import CELL, MODALITIES, SEEN, SIDE, Modality, at_side
+from cffa_core.evaluation.findings import CELL, MODALITIES, SEEN, SIDE, Modality
 from cffa_core.models.base import Base
 from cffa_core.rng import derive_seed
 
@@ -120,13 +121,13 @@ def _cells(mask: npt.NDArray[np.bool_]) -> Bytes:
     return mask.reshape(height // CELL, CELL, width // CELL, CELL).any(axis=(1, 3)).astype(np.uint8)
 
 
-def decode_eyes(folder: Path, split: str, eyes: Eyes, count: int, seed: int, base: Base, progress: Progress) -> Eyes:
-    """Send the first ``count`` eyes through the base's VAE at each side; kept in ``folder``. Returns eyes with them."""
+def decode_eyes(
+    folder: Path, split: str, eyes: Eyes, counts: Mapping[int, int], seed: int, base: Base, progress: Progress
+) -> Eyes:
+    """Send the first ``counts[side]`` eyes through the base's VAE at each side; kept in ``folder``; eyes with them."""
     found: dict[tuple[Modality, int], Bytes] = {}
-    for side, vae in CONDITIONS:
+    for side, count in counts.items():
         for modality in MODALITIES:
-            if not vae:
-                continue
             path = folder / f"{split}-{len(eyes)}-seed{seed}-decoded-{modality}-{side}x{count}.npy"
             if not path.exists():
                 _decode(path.with_suffix(".partial.npy"), eyes, modality, side, count, base, progress)
@@ -156,7 +157,7 @@ def training_crops(
     """Augmented crops (B, 3, size, size) in [-1, 1] and the cells of each finding, (B, 3, size/8, size/8) in 0..1.
 
     Each is of an eye under one of the conditions (decoded ones only of eyes that were), flipped and turned, with
-    colour jitter, noise, and sometimes blurred.
+    colour jitter, noise, and sometimes blurred. ``size`` must be divisible by 16.
     """
     places = [FINDINGS.index(name) for name in SEEN[modality]]
     decoded = len(next(iter(eyes.decoded.values()))) if eyes.decoded else 0
@@ -165,10 +166,10 @@ def training_crops(
         vae = bool(decoded) and rng.random() < 0.55
         row = int(rng.integers(decoded if vae else len(eyes)))
         side = int(rng.choice([512, 256, 128], p=[0.55, 0.3, 0.15]))
-        image = at_side(eyes.images(modality, [row], (side, vae)))
-        room = (image.shape[-1] - size) // CELL + 1
-        top, left = (int(at) for at in rng.integers(room, size=2))
-        crop = image[..., top * CELL : top * CELL + size, left * CELL : left * CELL + size]
+        top, left = (int(at) for at in rng.integers((SIDE - size) // CELL + 1, size=2))
+        y, x, part = (at * side // SIDE for at in (top * CELL, left * CELL, size))
+        crop = eyes.images(modality, [row], (side, vae))[..., y : y + part, x : x + part]
+        crop = F.interpolate(crop, size=(size, size), mode="bilinear", align_corners=False)
         if crop.mean() < -0.95:
             continue
         here = np.array(eyes.cells[row])[places, top : top + size // CELL, left : left + size // CELL]
@@ -192,9 +193,9 @@ def _blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     at = torch.arange(-3, 4, dtype=torch.float32)
     line = torch.exp(-(at**2) / (2 * sigma**2))
     line = (line / line.sum()).expand(3, 1, 1, 7)
-    padded = torch.nn.functional.pad(images, (3, 3, 3, 3), mode="replicate")
-    across = torch.nn.functional.conv2d(padded, line, groups=3)
-    return torch.nn.functional.conv2d(across, line.transpose(2, 3), groups=3)
+    padded = F.pad(images, (3, 3, 3, 3), mode="replicate")
+    across = F.conv2d(padded, line, groups=3)
+    return F.conv2d(across, line.transpose(2, 3), groups=3)
 
 
 def _signed(images: Bytes) -> torch.Tensor:
