@@ -84,6 +84,10 @@ class EditSpec(EditSettings):
     names: tuple[str, ...] | None = Field(
         default=None, min_length=1, max_length=100_000, description="Of the data set, these pairs; null: all."
     )
+    area: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,32}$")] | None = Field(
+        default=None,
+        description="Of the data set, a mask that came with each pair, `masks/AREA/NAME.png`: all else stays.",
+    )
     generation_job_id: Identifier | None = Field(default=None, description="Or: the pairs of this succeeded job.")
     pair_indices: tuple[PairIndex, ...] | None = Field(
         default=None, min_length=1, max_length=100_000, description="Of the job, these pairs; null: all."
@@ -95,6 +99,8 @@ class EditSpec(EditSettings):
             raise ValueError("name what is edited: dataset_id or generation_job_id, one of the two")
         if self.names is not None and self.dataset_id is None:
             raise ValueError("names belongs to dataset_id; the pairs of a job are named by pair_indices")
+        if self.area is not None and self.dataset_id is None:
+            raise ValueError("area belongs to dataset_id; the pairs of a job have no masks")
         if self.pair_indices is not None and self.generation_job_id is None:
             raise ValueError("pair_indices belongs to generation_job_id; the pairs of a data set have names")
         for chosen in (self.names, self.pair_indices):

@@ -86,12 +86,15 @@ def _of_dataset(connection: sa.Connection, owner: str, spec: EditSpec) -> tuple[
     there = names_in(stored)
     if not there:
         return None, [Problem("/dataset_id", "no_pairs", f"data set {spec.dataset_id} has no pairs to edit")]
-    if spec.names is None:
-        return len(there), []
-    if missing := sorted(set(spec.names) - set(there)):
+    if missing := sorted(set(spec.names or ()) - set(there)):
         message = f"data set {spec.dataset_id} has no pair {_listed(missing)}; its report lists what it has"
         return None, [Problem("/names", "no_such_pair", message)]
-    return len(spec.names), []
+    chosen = spec.names or there
+    masks = f"masks/{spec.area}"
+    if spec.area is not None and (bare := [name for name in chosen if f"{masks}/{name}.png" not in stored.files]):
+        message = f"no mask {spec.area} came with {_listed(bare)}; upload {masks}/NAME.png with each pair"
+        return None, [Problem("/area", "missing_mask", message)]
+    return len(chosen), []
 
 
 def _of_job(connection: sa.Connection, owner: str, spec: EditSpec) -> tuple[int | None, list[Problem]]:

@@ -46,12 +46,13 @@ def edit(
     # Index of the edit and, of its source, name or index.
     wanted: list[tuple[int, Any]] = [(int(index), which) for index, which in order.facts["sources"]]
     read = _of_dataset if spec.dataset_id is not None else _of_job
-    found = dict(read(order, context, objects, [which for _, which in wanted]))
+    found = dict(read(order, spec, context, objects, [which for _, which in wanted]))
     sources, origins = [], {}
     for index, which in wanted:
         name, images, origins[index] = found.pop(which)
         sized = square(images, spec.resolution)
-        sources.append(SourcePair(index=index, name=name, cf=sized.cf, fa=sized.fa))
+        where = None if spec.area is None else sized.masks[spec.area]
+        sources.append(SourcePair(index=index, name=name, cf=sized.cf, fa=sized.fa, where=where))
     folder = Path(order.folder) / "part"
     folder.mkdir()
     edit_part(editor, spec.settings(), sources, folder, context)
@@ -61,7 +62,7 @@ def edit(
 
 
 def _of_dataset(
-    order: WorkOrder, context: JobContext, objects: ObjectStore, names: list[str]
+    order: WorkOrder, spec: EditSpec, context: JobContext, objects: ObjectStore, names: list[str]
 ) -> Iterator[tuple[str, Found]]:
     from cffa_core.data.dataset_folder import read_index, read_pairs
 
@@ -75,11 +76,15 @@ def _of_dataset(
         raise CorruptArtifact(f"the index of the data set does not name {missing[0]}, whose files it has")
     for pair, images in read_pairs(folder, [known[name] for name in names]):
         files = {modality: stored.files[f"{modality}/{pair.name}.png"].sha256 for modality in MODALITIES}
+        if spec.area is not None:
+            if spec.area not in images.masks:
+                raise CorruptArtifact(f"the index of the data set does not name the mask {spec.area} of {pair.name}")
+            files["area"] = stored.files[f"masks/{spec.area}/{pair.name}.png"].sha256
         yield pair.name, (pair.name, images, order.facts["source"] | {"name": pair.name, **files})
 
 
 def _of_job(
-    order: WorkOrder, context: JobContext, objects: ObjectStore, indices: list[int]
+    order: WorkOrder, spec: EditSpec, context: JobContext, objects: ObjectStore, indices: list[int]
 ) -> Iterator[tuple[int, Found]]:
     wanted, done = set(indices), 0
     for archive, listing in part_objects(order.inputs["pairs"]):

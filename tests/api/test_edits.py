@@ -20,7 +20,7 @@ from cffa_core.storage.base import part_key, result_key
 from services.api.access import Backend
 from services.api.app import create_app
 from tests.api.conftest import fresh_home
-from tests.api.driving import URL, Worker, good_upload, png, problem, sha256
+from tests.api.driving import URL, Worker, good_upload, png, problem, sha256, zipped
 
 ADD = [{"text": "haemorrhages"}]
 
@@ -109,6 +109,17 @@ def test_a_data_set_of_one_pair_is_enough(client: TestClient) -> None:
     assert posted(client, dataset_id=uploaded(client, 1))["spec"]["count"] == 1
 
 
+def test_an_area_is_a_mask_that_came_with_each_pair(client: TestClient) -> None:
+    members = {f"masks/here/m{index:03d}.png": png(index, colour=False) for index in range(2)}
+    with zipfile.ZipFile(io.BytesIO(good_upload(3))) as archive:
+        members |= {name: archive.read(name) for name in archive.namelist()}
+    files = {"file": ("set.zip", zipped(members), "application/zip")}
+    pairs = client.post("/v1/datasets", files=files, data={"name": "A"}).json()["id"]
+    assert refused(client, dataset_id=pairs, area="here") == {"/area": "missing_mask"}
+    assert refused(client, dataset_id=pairs, area="there", names=["m000"]) == {"/area": "missing_mask"}
+    assert posted(client, dataset_id=pairs, area="here", names=["m000", "m001"])["spec"]["count"] == 2
+
+
 def test_every_fault_of_a_post_is_named_at_once(client: TestClient, pairs: str) -> None:
     nobody = {"model_id": "mdl_" + "0" * 20, "dataset_id": "ds_" + "0" * 20}
     assert refused(client, **nobody) == {"/model_id": "not_found", "/dataset_id": "not_found"}
@@ -125,6 +136,7 @@ def test_every_fault_of_a_post_is_named_at_once(client: TestClient, pairs: str) 
         ({}, ""),
         ({"names": ["m000", "m000"]}, ""),
         ({"pair_indices": [0]}, ""),
+        ({"area": "No/Mask"}, "/area"),
         ({"generation_job_id": "job_" + "0" * 20}, ""),
         ({"mask": "both"}, "/mask"),
         ({"edits": [{"text": ""}]}, "/edits/0/text"),

@@ -17,17 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cffa_core.data.ingest import check, write
 from cffa_core.jobs.records import Dataset, Job
 from cffa_core.jobs.spec import EditSettings, EditSpec, EditTerm, EvaluationSpec, ExportSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.recipes.archive import verify_archive
-from cffa_core.storage.manifest import read_verified
+from cffa_core.storage.base import dataset_key
+from cffa_core.storage.manifest import publish_folder, read_verified
 from services.worker import loop
 from services.worker.orders import order_for
 from services.worker.scratch import Scratch
 from tests.api.driving import Worker
 from tests.generated_parts import commit_part, commit_whole
-from tests.worker.world import OWNER, SIDE, World, child_pids, running_worker
+from tests.worker.world import OWNER, SIDE, World, child_pids, running_worker, write_pairs
 
 # One installation for the whole file, also where tests are spread over processes.
 pytestmark = pytest.mark.xdist_group("edit jobs")
@@ -201,6 +203,36 @@ def test_an_evaluation_measures_edited_pairs(made: Made, tmp_path: Path) -> None
     assert order.facts["sets"]["pairs"]["name"] == "edited" and len(order.facts["indices"]) == 2
     world.store.cancel_job(OWNER, posted.id)
     world.store.release(claim)
+
+
+def with_area(world: World) -> Dataset:
+    """A data set of one pair whose left half may change."""
+    dataset_id = world.store.new_id("ds")
+    source = write_pairs(world.settings.home / "raw" / dataset_id, 1)
+    left = np.zeros((SIDE, SIDE), np.uint8)
+    left[:, : SIDE // 2] = 255
+    (source / "masks/left").mkdir(parents=True)
+    Image.fromarray(left).save(source / "masks/left/p0.png")
+    folder = world.settings.home / "checked" / dataset_id
+    checked = check(source)
+    index = write(checked, folder)
+    stored = publish_folder(world.objects, folder, lambda name: dataset_key(dataset_id, name))
+    about: dict[str, Any] = {"name": "A", "digest": index["digest"], "pairs": 1, "report": {}, "stored": stored}
+    return world.store.add_dataset(OWNER, dataset_id=dataset_id, **about)
+
+
+def test_nothing_outside_the_area_changes(made: Made, tmp_path: Path) -> None:
+    world, _, _ = made
+    dataset = with_area(world)
+    job = post(world, dataset_id=dataset.id, area="left", edits=(EditTerm(text="haemorrhages", strength=20),))
+    with world.worker_thread():
+        done = world.wait_terminal(job.id)
+    assert done.state is JobState.SUCCEEDED, done.error
+    (pair,) = whole(world, done, tmp_path)["pairs"]
+    assert pair["source"]["area"] == dataset.stored.files["masks/left/p0.png"].sha256
+    with zipfile.ZipFile(tmp_path / "archive.zip") as archive:
+        mask = pixels(archive.read("mask/000000.png"))
+    assert mask[:, : SIDE // 2].any() and not mask[:, SIDE // 2 :].any()
 
 
 def test_a_flipped_byte_of_a_source_is_found_before_it_is_edited(made: Made) -> None:

@@ -28,6 +28,9 @@ def submit_edit(
     pair: Annotated[
         list[int] | None, typer.Option(help="Of the job, the pair of this index alone; may be repeated. Default: all.")
     ] = None,
+    area: Annotated[
+        str | None, typer.Option(help="Of the data set, a mask that came with each pair: nothing outside changes.")
+    ] = None,
     add: Annotated[list[str] | None, typer.Option(help="What is added, in a word or two; may be repeated.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="What is removed; may be repeated.")] = None,
     mask: Annotated[str | None, typer.Option(help="The mask of both images: cf | fa | intersection | union.")] = None,
@@ -67,6 +70,7 @@ def submit_edit(
         "generation_job_id": job,
         "names": name or None,
         "pair_indices": pair or None,
+        "area": area,
         "edits": edit_terms(spec, add, remove, {"strength": strength, "threshold": threshold, "warmup": warmup}),
         "mask": mask,
         "base": base,
