@@ -63,9 +63,8 @@ def capture_with(
     sampler: PairSampler, settings: AttentionSettings, out: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     """As :func:`capture_attention`, with a model that is loaded; its batch size must be 1."""
-    model, spec = sampler.model, sampler.sampler
-    prompts = model.prompts(spec.cf_prompt, spec.fa_prompt)
-    words = chosen_words(model.base.tokenizer, prompts, settings) if "cross" in settings.kinds else {}
+    model = sampler.model
+    words = chosen_words(model.base.tokenizer, sampler.prompts, settings) if "cross" in settings.kinds else {}
     drawn_on = structures_for(as_generation(settings), model)
     points = looked_from(settings, model.branches) if "self" in settings.kinds else []
     store = AttentionStore(
@@ -145,7 +144,7 @@ def _seen(
         settings=settings,
         pair=pair,
         method=sampler.model.method.value,
-        prompts=dict(sampler.model.prompts(sampler.sampler.cf_prompt, sampler.sampler.fa_prompt)),
+        prompts=dict(sampler.prompts),
         forwards=store.step + 1,
         layers=store.layers,
         words=view.words(),

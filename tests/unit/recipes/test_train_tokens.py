@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from cffa_core.data.phantom import write_phantoms
 from cffa_core.errors import Cancelled, Conflict, InvalidDataset, InvalidSpec
 from cffa_core.jobs.context import FolderContext
-from cffa_core.jobs.spec import GenerateSettings, LoraSpec, SamplerSpec, TrainSettings
+from cffa_core.jobs.spec import AttentionSettings, GenerateSettings, LoraSpec, SamplerSpec, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.method import read_card
 from cffa_core.models.base import Base
+from cffa_core.recipes.attention import capture_attention
 from cffa_core.recipes.generate import generate_part, load_sampler
 from cffa_core.recipes.train import run_training
 from cffa_core.recipes.training_phases import phase_at
@@ -184,7 +185,7 @@ def test_what_does_not_fit_is_refused(run: Path, base: Base, dataset: Path, tmp_
     found = {(problem.pointer, problem.code) for problem in caught.value.problems}
     assert found == {("/tokens/tokens/0", "missing_mask"), ("/tokens/tokens/1", "empty_mask")}
     assert "masks/disc/NAME.png" in caught.value.message
-    long = settings_of(fa_prompt="an angiogram of forty letters and of forty more, at the very least")
+    long = settings_of(fa_prompt="an angiogram " * 6)
     with pytest.raises(InvalidSpec, match=r"the prompt has \d+ tokens, this base takes 77"):
         run_training(long, dataset, base.folder, tmp_path / "long", FolderContext(tmp_path / "long"))
 
@@ -233,3 +234,11 @@ def test_rates_of_the_phases() -> None:
     assert [phase_at(only, done).first for done in (0, 2, 3)] == [0, 0, 0], "a run of phase 1 alone stays in it"
     frozen = settings_of(tokens=TOKENS | {"train_text_encoder": False})
     assert set(phase_at(frozen, 4).peaks) == {"model", "tokens"}
+
+
+def test_the_attention_of_a_token_can_be_looked_at(run: Path, base: Base, tmp_path: Path) -> None:
+    settings = AttentionSettings(resolution=64, sampler=SamplerSpec(steps=2), map_resolution=8)
+    model = run / "latest_checkpoints/step_000006"
+    report = capture_attention(settings, model, base.folder, tmp_path, lambda *_: None)
+    assert report["prompts"]["fa"] == "an FA, a photo of <disc>, <lesion> and <vessel>"
+    assert "<lesion>" in json.dumps(report)
