@@ -16,7 +16,7 @@ from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
 from cffa_core.storage.open import open_store
 from services.client.servers import Servers
-from tests.api.driving import Worker, good_upload
+from tests.api.driving import Worker, captions, good_upload, png
 
 KEY = "only-for-an-api-that-is-being-fuzzed-on-loopback"
 IDS = "CFFA_FUZZ_IDS"
@@ -61,7 +61,8 @@ def _filled(http: httpx.Client, settings: Settings, folder: Path) -> dict[str, l
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    files = {"file": ("a.zip", good_upload(), "application/zip")}
+    said = good_upload(3, captions("m000", "m001", "m002"))
+    files = {"file": ("a.zip", said, "application/zip")}
     dataset = http.post("/v1/datasets", files=files, data={"name": "A"}).json()["id"]
     store = JobStore(settings.record_url)
     worker = Worker(store, open_store(settings), folder)
@@ -77,9 +78,13 @@ def _filled(http: httpx.Client, settings: Settings, folder: Path) -> dict[str, l
     http.post(f"/v1/jobs/{paused}:pause")
     canceled = post("/v1/evaluation-jobs", generation_job_id=done, reference_dataset_id=dataset)
     http.post(f"/v1/jobs/{canceled}:cancel")
+    attention = post("/v1/attention-jobs", model_id=model)
+    worker.compute(Kind.ATTENTION, {"report.json": b"{}", "overlays/cf/a.png": png(1)})
+    post("/v1/captioned-training-jobs", dataset_id=dataset, steps=2)
+    captioned = worker.train(Kind.CAPTIONED_TRAINING)
     store.close()
-    jobs = [done, running, trained, queued, paused, canceled]
-    return {"job_id": jobs, "dataset_id": [dataset], "model_id": [model]}
+    jobs = [done, running, trained, queued, paused, canceled, attention]
+    return {"job_id": jobs, "dataset_id": [dataset], "model_id": [model, captioned]}
 
 
 def known_ids() -> dict[str, list[str]]:

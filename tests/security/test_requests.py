@@ -124,6 +124,10 @@ def test_ids_in_bodies_are_ids(http: httpx.Client) -> None:
             ("generation-jobs", "model_id"),
             ("evaluation-jobs", "reference_dataset_id"),
             ("evaluation-jobs", "generation_job_id"),
+            ("attention-jobs", "model_id"),
+            ("captioned-training-jobs", "dataset_id"),
+            ("captioned-jobs", "model_id"),
+            ("captioned-jobs", "dataset_id"),
         ):
             answer = http.post(f"/v1/{route}", json={name: value})
             refused(answer, (name, value))
