@@ -11,7 +11,8 @@ from cffa_core.data.captions import parse_captions
 from cffa_core.jobs.spec import Kind
 from cffa_core.storage.manifest import read_verified
 from services.api.access import Backend
-from tests.api.driving import Worker, captions, good_upload, problem
+from tests.api.driving import Worker, captions, good_upload, problem, zipped
+from tests.api.test_folder_uploads import announce, pair_bytes, send
 
 NAMES = ("m000", "m001", "m002")
 
@@ -54,6 +55,20 @@ def test_captions_are_kept_and_belong_to_the_digest(client: TestClient, backend:
     assert "captions.jsonl" not in backend.store.get_dataset("local", plain["id"]).stored.files
     assert client.get(f"/v1/datasets/{said['id']}/report").json()["captions"] == {"pairs": 3, "cf": 3, "fa": 0}
     assert "captions" not in client.get(f"/v1/datasets/{plain['id']}/report").json()
+
+
+def test_captions_come_by_every_way_in(client: TestClient, backend: Backend) -> None:
+    members = {**pair_bytes(), "captions.jsonl": captions("m000", "m001").encode()}
+    upload = announce(client, members).json()
+    send(client, upload, members)
+    by_folder = client.post(upload["links"]["complete"]).json()
+    for path, data in members.items():
+        backend.objects.put_bytes(f"imports/local/eyes/{path}", data)
+    by_prefix = client.post("/v1/datasets:import", json={"name": "A", "prefix": "eyes"}).json()
+    zip_file = {"file": ("set.zip", zipped(members), "application/zip")}
+    by_zip = client.post("/v1/datasets", files=zip_file, data={"name": "A"}).json()
+    assert by_folder["digest"] == by_prefix["digest"] == by_zip["digest"]
+    assert all(stored_names(backend, made["id"]) == ["m000", "m001"] for made in (by_folder, by_prefix, by_zip))
 
 
 def test_bad_captions_are_named_by_line(client: TestClient) -> None:
