@@ -85,8 +85,8 @@ def main() -> None:
         "device": rng.cpu_model(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    _sheet(eyes, arms, SHEET)
+    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    _sheet(eyes, arms, options.sheet)
     print(_tables(result))
 
 
@@ -101,11 +101,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/captioned"))
     parser.add_argument("--train-eyes", type=int, default=2400)
-    parser.add_argument("--eyes", type=int, default=256, help="held-out eyes")
+    parser.add_argument("--eyes", type=int, default=208, help="held-out eyes")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--ddim-steps", type=int, default=25)
+    parser.add_argument("--ddim-steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--sheet", type=Path, default=SHEET)
     return parser.parse_args()
 
 
@@ -251,12 +253,15 @@ def _findings(arms: dict[str, torch.Tensor], truth: NDArray[np.float64], names: 
     classifier = FindingsClassifier.load()
     seen = {}
     for arm, pictures in arms.items():
-        found = classifier.predict("cf", signed(pictures))
-        seen[arm] = np.stack([found[finding].double().numpy() for finding in WORDS.values()], axis=1)
-        _progress(f"judging {arm}", 1, 1)
+        parts = []
+        for start in range(0, len(names), BATCH):
+            found = classifier.predict("cf", signed(pictures[start : start + BATCH]))
+            parts.append(np.stack([found[finding].double().numpy() for finding in WORDS.values()], axis=1))
+            _progress(f"judging {arm}", start, len(names))
+        seen[arm] = np.concatenate(parts)
     order = np.random.default_rng(rng.derive_seed(7, "shuffle")).permutation(len(names))
     seen["shuffled"] = seen["diffusion"][order]
-    result: dict[str, Any] = {"classifier": classifier.card.get("held_out")}
+    result: dict[str, Any] = {"classifier": [row for row in classifier.card["measured"] if row["modality"] == "cf"]}
     for arm, likely in seen.items():
         said = (likely >= 0.5).astype(float)
         result[arm] = {
