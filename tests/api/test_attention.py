@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from cffa_core.jobs.schema import jobs
 from cffa_core.jobs.spec import Kind
 from services.api import reports
 from services.api.access import Backend
@@ -100,3 +102,14 @@ def test_a_large_file_is_not_read_into_memory_to_be_shown(
 def test_a_deleted_job_leaves_no_file(client: TestClient, backend: Backend, captured: str) -> None:
     assert client.delete(f"/v1/jobs/{captured}").status_code == 204
     assert list(backend.objects.list(f"jobs/{captured}/")) == []
+
+
+def test_an_expired_report_is_gone(client: TestClient, backend: Backend, captured: str) -> None:
+    over = jobs.update().where(jobs.c.id == captured).values(expires_at=1.0)
+    backend.store._db.write(lambda connection: connection.execute(over))
+    end = time.monotonic() + 20
+    while list(backend.objects.list(f"jobs/{captured}/")):  # the service itself removes them
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    for path in ("report", "report/report.md", "report/overlays/cf%20vessels.png"):
+        problem(client.get(f"/v1/jobs/{captured}/{path}"), 410, "expired")
