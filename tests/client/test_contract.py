@@ -18,7 +18,16 @@ import httpx
 import pytest
 
 from cffa_core.errors import CffaError
-from cffa_core.jobs.spec import EditSpec, EvaluateSettings, ExportSettings, GenerateSettings, TrainSettings
+from cffa_core.jobs.spec import (
+    AttentionSettings,
+    CaptionedSettings,
+    CaptionedTrainSettings,
+    EditSpec,
+    EvaluateSettings,
+    ExportSettings,
+    GenerateSettings,
+    TrainSettings,
+)
 from cffa_core.settings import Settings
 from services.api.app import create_app
 from services.client.client import CffaClient
@@ -165,16 +174,18 @@ def methods(client: CffaClient) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 def arguments(method: Callable[..., Any], place: Path, *, every: bool) -> dict[str, Any]:
     """A value for each parameter that needs one, by its name or type; with ``every`` for the others known by name."""
-    settings = {kind.__name__: kind for kind in (TrainSettings, EvaluateSettings, ExportSettings)}
+    settings = {
+        "GenerateSettings": GenerateSettings(count=2),
+        "CaptionedSettings": CaptionedSettings(task="text_to_image", texts=("a healthy eye",)),
+        "EditSpec": EditSpec(dataset_id=DATASET),
+    }
+    for known in (TrainSettings, EvaluateSettings, ExportSettings, AttentionSettings, CaptionedTrainSettings):
+        settings[known.__name__] = known()
     given: dict[str, Any] = {}
     for name, parameter in inspect.signature(method).parameters.items():
         kind = str(parameter.annotation).rpartition(".")[2]
         if kind in settings:
-            given[name] = settings[kind]()
-        elif kind == "GenerateSettings":
-            given[name] = GenerateSettings(count=2)
-        elif kind == "EditSpec":
-            given[name] = EditSpec(dataset_id=DATASET)
+            given[name] = settings[kind]
         elif "Path" in kind and parameter.default is parameter.empty:
             given[name] = place
         elif parameter.default is parameter.empty or name == "generation_job_id" or (every and name in OPTIONAL):
