@@ -17,6 +17,7 @@ from cffa_core.settings import Settings
 from cffa_core.storage.open import open_store
 from services.client.servers import Servers
 from tests.api.driving import Worker, captions, good_upload, png
+from tests.api.test_edits import make_part as make_edited_part
 
 KEY = "only-for-an-api-that-is-being-fuzzed-on-loopback"
 IDS = "CFFA_FUZZ_IDS"
@@ -82,8 +83,10 @@ def _filled(http: httpx.Client, settings: Settings, folder: Path) -> dict[str, l
     worker.compute(Kind.ATTENTION, {"report.json": b"{}", "overlays/cf/a.png": png(1)})
     post("/v1/captioned-training-jobs", dataset_id=dataset, steps=2)
     captioned = worker.train(Kind.CAPTIONED_TRAINING)
+    edited = post("/v1/edit-jobs", dataset_id=dataset, edits=[{"text": "disc"}], part_size=2)
+    make_edited_part(worker)
     store.close()
-    jobs = [done, running, trained, queued, paused, canceled, attention]
+    jobs = [edited, done, running, trained, queued, paused, canceled, attention]
     return {"job_id": jobs, "dataset_id": [dataset], "model_id": [model, captioned]}
 
 

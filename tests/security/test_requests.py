@@ -106,10 +106,10 @@ def test_no_query_parameter_leads_elsewhere(http: httpx.Client) -> None:
                     assert "root:" not in answer.text
 
 
-@pytest.mark.parametrize("route", ["training-jobs", "evaluation-jobs"])
+@pytest.mark.parametrize("route", ["training-jobs", "evaluation-jobs", "edit-jobs"])
 @pytest.mark.parametrize("base", NOT_BASES)
 def test_bases_are_names_and_no_addresses(http: httpx.Client, route: str, base: str) -> None:
-    ids = {"dataset_id": OTHER_ID} if route == "training-jobs" else {
+    ids = {"dataset_id": OTHER_ID} if route != "evaluation-jobs" else {
         "reference_dataset_id": OTHER_ID, "generation_job_id": "job_00000000000000000000"
     }  # fmt: skip
     answer = http.post(f"/v1/{route}", json=ids | {"base": base})
@@ -128,6 +128,9 @@ def test_ids_in_bodies_are_ids(http: httpx.Client) -> None:
             ("captioned-training-jobs", "dataset_id"),
             ("captioned-jobs", "model_id"),
             ("captioned-jobs", "dataset_id"),
+            ("edit-jobs", "dataset_id"),
+            ("edit-jobs", "generation_job_id"),
+            ("edit-jobs", "model_id"),
         ):
             answer = http.post(f"/v1/{route}", json={name: value})
             refused(answer, (name, value))
