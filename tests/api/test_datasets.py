@@ -132,7 +132,6 @@ def test_every_problem_is_named_at_once_and_nothing_is_taken_in(client: TestClie
         pytest.param(b"", id="empty file"),
         pytest.param(b"PK\x03\x04 not a zip at all" * 10, id="broken zip"),
         pytest.param(zipped({}), id="empty archive"),
-        pytest.param(good_upload(1), id="one pair"),
     ],
 )
 def test_archives_without_a_data_set_in_them(client: TestClient, backend: Backend, data: bytes) -> None:
