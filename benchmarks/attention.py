@@ -3,7 +3,7 @@
 Arms: no capture; cross-attention as a running mean brought to 16x16 (the default of an attention job); the same with
 every step kept by itself; cross- and self-attention at two points, at the levels' own sides. All draw the same bits,
 which is checked. Time is taken in turn (`timing`); memory is what the store holds, and by how much the process's peak
-of resident memory rises over its level before the call (Linux; the peak is set back between calls).
+of resident memory rises over its level before the call (Linux with glibc; the peak is set back between calls).
 
     python -m benchmarks.attention [--base tiny --resolution 512 --steps 10 --repeats 5]
 
@@ -14,6 +14,7 @@ kept and not measured again.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 from collections.abc import Callable
@@ -83,7 +84,11 @@ def _round(sampler: PairSampler, drawn: torch.Tensor, number: int, clock: str) -
 
 
 def _set_back_peak() -> int:
-    """Set the process's peak of resident memory back to its level, in KiB, which is returned."""
+    """Set the process's peak of resident memory back to its level, in KiB, which is returned.
+
+    What the allocator only holds on to is given back first, or it would hide what the next call needs.
+    """
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 

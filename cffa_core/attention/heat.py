@@ -34,7 +34,7 @@ def colours(values: Floats) -> Bytes:
     """``(..., )`` in 0 ... 1 as RGB: dark violet for little, over red, to light yellow for much."""
     indexed = np.rint(values * 255).astype(np.uint8)
     flat = cv2.applyColorMap(indexed.reshape(-1, 1), cv2.COLORMAP_INFERNO)[:, 0, ::-1]
-    return np.ascontiguousarray(flat.reshape(*values.shape, 3))
+    return np.ascontiguousarray(flat.reshape(*values.shape, 3), dtype=np.uint8)
 
 
 def overlay(picture: Bytes, heat: Floats, limits: tuple[float, float] | None = None) -> Bytes:
@@ -46,7 +46,7 @@ def overlay(picture: Bytes, heat: Floats, limits: tuple[float, float] | None = N
     values = scaled(enlarged(heat, grey.shape[:2]), limits)
     share = (_COLD + (_HOT - _COLD) * values)[..., None]
     mixed = grey[..., None] * (1 - share) + colours(values) * share
-    return np.rint(mixed).astype(np.uint8)
+    return np.asarray(np.rint(mixed), dtype=np.uint8)
 
 
 def marked(picture: Bytes, point: tuple[float, float]) -> Bytes:

@@ -104,11 +104,11 @@ class CapturingProcessor:
             query, key = query.index_select(0, rows), key.index_select(0, rows)
         if self.layer.kind == "self":
             cells = torch.tensor([cell_of(point, grid) for point in store.points], device=query.device)
-            return attention_map(query.index_select(1, cells), key, heads).unflatten(-1, grid)
-        maps = attention_map(query, key, heads).transpose(1, 2)
-        if store.tokens is not None:
-            maps = maps[:, list(store.tokens)]
-        return maps.unflatten(-1, grid)
+            maps = attention_map(query.index_select(1, cells), key, heads)
+        else:
+            maps = attention_map(query, key, heads).transpose(1, 2)
+            maps = maps if store.tokens is None else maps[:, list(store.tokens)]
+        return maps.reshape(*maps.shape[:2], *grid)
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def attention_map(query: torch.Tensor, key: torch.Tensor, heads: int) -> torch.T
     In float32 whatever the UNet computes in. Vaswani et al. 2017, equation 1.
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+        q, k = (x.float().reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key))
         return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1).mean(1)
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+import cffa_core
 from cffa_core.errors import Cancelled, InvalidSpec
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import AttentionSettings, LoraSpec, Method, TrainSettings
@@ -19,6 +21,7 @@ from cffa_core.models.base import load_base
 from cffa_core.recipes.attention import as_generation, capture_attention
 from cffa_core.recipes.generate import generate_part, load_sampler
 from cffa_core.recipes.structures import structures_for
+from services.client.cli import app
 from tests.micro_base import write_micro_base
 
 SAMPLER = {"steps": 4, "cf_prompt": "red disc", "fa_prompt": "bright vessels"}
@@ -151,6 +154,27 @@ def test_what_progress_raises_is_let_through(base_folder: Path, models: dict[str
 def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         AttentionSettings.model_validate(fields)
+
+
+def test_the_command_and_the_library_write_what_the_recipe_writes(
+    base_folder: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = models["dual_unet"]
+    asked = {"seed": 5, "kinds": ("cross", "self"), "points": ((0.2, 0.6),), "places": ("down", "up")}
+    capture_attention(settings(**asked, sampler={"steps": 2}), model, base_folder, tmp_path / "recipe", nothing)
+    loaded = cffa_core.load_model(model, cffa_core.load_base(base_folder, device="cpu"))
+    loaded.attention(tmp_path / "library", map_resolution=8, sampler={"steps": 2}, **asked)
+    options = (
+        "--seed 5 --kind cross --kind self --point 0.2,0.6 --resolution 64 --map-resolution 8 --steps 2 --device cpu"
+    )
+    arguments = ["attention", str(model), "--out", str(tmp_path / "command"), "--base", str(base_folder)]
+    shown = CliRunner().invoke(app, [*arguments, *options.split()])
+    assert shown.exit_code == 0, shown.output
+    assert "bright" in shown.output
+    for name in ("report.json", "report.md", "cf.png", "fa.png", "sheet.png", "maps.safetensors"):
+        wanted = (tmp_path / "recipe" / name).read_bytes()
+        assert (tmp_path / "library" / name).read_bytes() == wanted, name
+        assert (tmp_path / "command" / name).read_bytes() == wanted, name
 
 
 def test_structures_belong_to_controlnet(base_folder: Path, models: dict[str, Path], tmp_path: Path) -> None:
