@@ -100,10 +100,10 @@ class Eyes:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/captioned"))
-    parser.add_argument("--train-eyes", type=int, default=2400)
+    parser.add_argument("--train-eyes", type=int, default=1500)
     parser.add_argument("--eyes", type=int, default=208, help="held-out eyes")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--ddim-steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--ddim-steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -116,6 +116,7 @@ def _settings(options: argparse.Namespace) -> CaptionedTrainSettings:
         sizes=SIZES,
         batch_size=32,
         drawn_per_step=8,
+        contrastive_weight=2.0,
         precision="bf16",
         learning_rate=1e-3,
         steps=options.steps,
@@ -322,7 +323,8 @@ def _sheet(eyes: Eyes, arms: dict[str, torch.Tensor], path: Path) -> None:
         findings = text.partition("with ")[2] or "no finding named"
         for place, line in enumerate(wrapped(findings, left - MARGIN - 10, small)):
             pen.text((MARGIN, y + CELL // 2 - 20 + 16 * place), line, LABEL, small)
-        first, second = [index for index, caption in enumerate(eyes.captions) if caption == text][:2]
+        with_it = [index for index, caption in enumerate(eyes.captions) if caption == text]
+        first, second = with_it[0], with_it[-1]
         shown = [
             ("real", first),
             ("reconstruction", first),

@@ -27,7 +27,12 @@ HEADS = 4
 
 
 class TextEncoder(nn.Module):
-    """Texts to embeddings ``(B, E)``."""
+    """Texts to embeddings ``(B, E)``, each number standardised over the batch as those of pictures are.
+
+    Captions of one kind differ in a word or two, and an untrained transformer makes nearly the same embedding of them
+    all: without it the contrastive loss starts on a plateau, where pictures cannot learn from texts nor texts from
+    pictures (docs/captioned.md).
+    """
 
     def __init__(self, sizes: CaptionedSizes, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -45,10 +50,12 @@ class TextEncoder(nn.Module):
                 pad_token_id=PAD,
             )
         )
+        self.norm = nn.BatchNorm1d(sizes.embedding, affine=False, momentum=0.05)
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Embeddings of texts; what is padded has no part in them."""
-        return torch.as_tensor(self.clip(input_ids=tokens.ids, attention_mask=tokens.mask).text_embeds)
+        found = self.clip(input_ids=tokens.ids, attention_mask=tokens.mask).text_embeds
+        return torch.as_tensor(self.norm(found))
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def test_masks_reach_both_transformers(model: CaptionedModel, vocabulary: Vocabu
 
 
 def test_padding_changes_no_embedding_and_no_loss(model: CaptionedModel, vocabulary: Vocabulary) -> None:
+    model.eval()
     alone, padded = vocabulary.encode(CAPTIONS[1:2]), vocabulary.encode(CAPTIONS[:2])
     torch.testing.assert_close(model.text_encoder(alone)[0], model.text_encoder(padded)[1])
     embedding = torch.randn(2, 16)

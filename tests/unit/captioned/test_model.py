@@ -109,6 +109,7 @@ def test_guidance_moves_away_from_no_text(model: CaptionedModel) -> None:
 
 
 def test_without_diffusion_the_text_is_decoded(model: CaptionedModel) -> None:
+    model.eval()
     text = model.embed_text(CAPTIONS[0])
     expected = model.image_decoder(model.image_decoder.projection(model.bridge(text)[None]).view(1, 16, 7, 7)).clamp(
         -1, 1
