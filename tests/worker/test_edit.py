@@ -18,18 +18,22 @@ import pytest
 from PIL import Image
 
 from cffa_core.data.ingest import check, write
+from cffa_core.errors import CorruptArtifact
+from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.records import Dataset, Job
 from cffa_core.jobs.spec import EditSettings, EditSpec, EditTerm, EvaluationSpec, ExportSpec, Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.recipes.archive import verify_archive
+from cffa_core.recipes.edit import load_editor
 from cffa_core.storage.base import dataset_key
 from cffa_core.storage.manifest import publish_folder, read_verified
-from services.worker import loop
+from services.worker.edit import edit
 from services.worker.orders import order_for
+from services.worker.protocol import WorkOrder
 from services.worker.scratch import Scratch
 from tests.api.driving import Worker
 from tests.generated_parts import commit_part, commit_whole
-from tests.worker.world import OWNER, SIDE, World, child_pids, running_worker, write_pairs
+from tests.worker.world import OWNER, SIDE, World, child_pids, write_pairs
 
 # One installation for the whole file, also where tests are spread over processes.
 pytestmark = pytest.mark.xdist_group("edit jobs")
@@ -74,6 +78,24 @@ def whole(world: World, job: Job, folder: Path) -> dict[str, Any]:
 
 def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
     return np.asarray(Image.open(io.BytesIO(data))).astype(np.int16)
+
+
+def edited_here(world: World, job: Job, folder: Path) -> tuple[WorkOrder, list[dict[str, Any]]]:
+    """The first part of a job, edited in this process and stored but not committed: its order and listed pairs."""
+    claim = world.store.claim("by hand", [Kind.EDIT], lease_seconds=60)
+    assert claim is not None and claim.job_id == job.id and isinstance(claim.spec, EditSpec)
+    (folder / "unit").mkdir()
+    try:
+        with closing(Scratch(folder, "by hand")) as scratch:
+            order = order_for(world.store, world.settings, scratch, claim)
+            order = order.model_copy(update={"folder": str(folder / "unit")})
+            editor = load_editor(claim.spec.settings(), None, "micro", models_dir=world.settings.models_dir)
+            done = edit(order, claim.spec, FolderContext(folder), world.objects, editor, {})
+    finally:
+        world.store.cancel_job(OWNER, job.id)
+        world.store.release(claim)
+    listing = json.loads(read_verified(world.objects, done.stored.files["part.json"]))
+    return order, listing["pairs"]
 
 
 def test_the_archive_holds_pairs_masks_and_sheets_and_says_where_they_come_from(made: Made, tmp_path: Path) -> None:
@@ -180,17 +202,10 @@ def test_of_a_generation_job_the_bytes_of_the_pairs_alone_are_needed(made: Made,
     while (claim := world.store.claim("by hand", [Kind.GENERATION], lease_seconds=60)) is not None:
         (commit_part if claim.kind is UnitKind.PART else commit_whole)(world.store, world.objects, claim, tmp_path)
     job = post(world, generation_job_id=generation.id, pair_indices=(5, 4, 1), part_size=2)
-    claim = world.store.claim("by hand", [Kind.EDIT], lease_seconds=60)
-    assert claim is not None and claim.job_id == job.id
-    with closing(Scratch(tmp_path, "by hand")) as scratch:
-        order = order_for(world.store, world.settings, scratch, claim)
+    order, listed = edited_here(world, job, tmp_path)
     assert order.facts["sources"] == [[0, 5], [1, 4]] and set(order.inputs) == {"pairs"}
     assert set(order.inputs["pairs"].files) == {"00002/pairs.zip", "00002/part.json"}
-    world.store.release(claim)
-    with running_worker(loop.Worker(world.settings, kinds=[Kind.EDIT])):
-        done = world.wait_terminal(job.id)
-    assert done.state is JobState.SUCCEEDED, done.error
-    assert [pair["source"]["index"] for pair in whole(world, done, tmp_path)["pairs"]] == [5, 4, 1]
+    assert [pair["source"]["index"] for pair in listed] == [5, 4]
 
 
 def test_an_evaluation_measures_edited_pairs(made: Made, tmp_path: Path) -> None:
@@ -225,17 +240,13 @@ def test_nothing_outside_the_area_changes(made: Made, tmp_path: Path) -> None:
     world, _, _ = made
     dataset = with_area(world)
     job = post(world, dataset_id=dataset.id, area="left", edits=(EditTerm(text="haemorrhages", strength=20),))
-    with world.worker_thread():
-        done = world.wait_terminal(job.id)
-    assert done.state is JobState.SUCCEEDED, done.error
-    (pair,) = whole(world, done, tmp_path)["pairs"]
+    _, (pair,) = edited_here(world, job, tmp_path)
     assert pair["source"]["area"] == dataset.stored.files["masks/left/p0.png"].sha256
-    with zipfile.ZipFile(tmp_path / "archive.zip") as archive:
-        mask = pixels(archive.read("mask/000000.png"))
+    mask = pixels((tmp_path / "unit" / "part" / "mask/000000.png").read_bytes())
     assert mask[:, : SIDE // 2].any() and not mask[:, SIDE // 2 :].any()
 
 
-def test_a_flipped_byte_of_a_source_is_found_before_it_is_edited(made: Made) -> None:
+def test_a_flipped_byte_of_a_source_is_found_before_it_is_edited(made: Made, tmp_path: Path) -> None:
     world, _, _ = made
     dataset = world.add_dataset(1)
     path = world.settings.objects_dir / dataset.stored.files["fa/p0.png"].key
@@ -244,7 +255,6 @@ def test_a_flipped_byte_of_a_source_is_found_before_it_is_edited(made: Made) -> 
     path.chmod(0o644)
     path.write_bytes(data)
     job = post(world, dataset_id=dataset.id)
-    with world.worker_thread():
-        failed = world.wait_terminal(job.id)
-    assert failed.error is not None and failed.error["code"] == "corrupt_artifact"
+    with pytest.raises(CorruptArtifact):
+        edited_here(world, job, tmp_path)
     assert list(world.objects.list(f"jobs/{job.id}/")) == []
