@@ -9,7 +9,8 @@ on, and more eyes add to what is there.
     python benchmarks/editing.py --work runs/editing --eyes 6
 
 prints a Markdown table and writes benchmarks/results/editing.json and a sheet for each edit of each eye in the work
-folder. `--model` and `--base` take another model, `--name` what the result is called.
+folder. `--model` and `--base` take another model, `--name` what the result is called. `--knowing` puts a model in their
+place that is made to know each lesion (see `KnowsFinding`): what is missing there is the method's and the VAE's.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from cffa_core import rng
 from cffa_core.data.contracts import PairImages
 from cffa_core.data.field_of_view import field_of_view
 from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, Phantom, make_phantom
+from cffa_core.diffusion.losses import NoiseSchedule
+from cffa_core.editing.denoiser import BaseAlone
 from cffa_core.editing.editor import PairEditor, SourcePair
 from cffa_core.evaluation.alignment import normalised, score_set
 from cffa_core.evaluation.bootstrap import estimate
 from cffa_core.evaluation.findings import SEEN, SHIPPED, FindingsClassifier
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.edit_spec import EditSettings
+from cffa_core.models.base import Base, load_base
 from cffa_core.recipes.edit import edit_part, load_editor
 
 RESULTS = Path(__file__).resolve().parent / "results" / "editing.json"
@@ -61,7 +65,7 @@ def main() -> None:
     rows = [_judged(options, classifier, finding, direction) for finding, direction in arms]
     result = {
         "what": options.name,
-        "model": None if options.model is None else options.model.name,
+        "model": "made to know" if options.knowing else None if options.model is None else options.model.name,
         "base": str(options.base),
         "eyes": options.eyes,
         "settings": _settings(options, "FINDING", "add").model_dump(mode="json", exclude={"count", "part_size"}),
@@ -87,7 +91,12 @@ def _settings(options: argparse.Namespace, finding: str, direction: str) -> Edit
     """Settings of one edit; the sentence around the word is that of the captions unless ``--plain``."""
     captions = {"cf_sentence": f"{CF_PROMPT}, with {{}}", "fa_sentence": f"{FA_PROMPT}, with {{}}"}
     around = {} if options.plain else captions
-    term = {"text": WORDS.get(finding, finding), "direction": direction, "strength": options.strength}
+    term = {
+        "text": WORDS.get(finding, finding),
+        "direction": direction,
+        "strength": options.strength,
+        "threshold": options.threshold,
+    }
     fields = {"count": 1, "edits": [term], "resolution": options.resolution, "steps": options.steps}
     return EditSettings.model_validate(fields | around)
 
@@ -109,13 +118,47 @@ def _edited(options: argparse.Namespace, finding: str, direction: str, index: in
         return folder
     settings = _settings(options, finding, direction)
     eye = _source(options, finding, direction, index)
-    editor: PairEditor = load_editor(settings, options.model, options.base)
+    if options.knowing:
+        healthy, ill = _phantom(options, index), _phantom(options, index, finding)
+        editor = PairEditor(KnowsFinding(load_base(options.base), healthy, ill), settings)
+    else:
+        editor = load_editor(settings, options.model, options.base)
     begun = time.perf_counter()
     own = time.process_time()
     edit_part(editor, settings, [SourcePair(index, f"eye {index}", eye.cf, eye.fa)], folder, FolderContext(folder))
     spent = {"wall": round(time.perf_counter() - begun, 2), "cpu": round(time.process_time() - own, 2)}
     (folder / "seconds.json").write_text(json.dumps(spent) + "\n", encoding="utf-8")
     return folder
+
+
+class KnowsFinding(BaseAlone):
+    """A model that knows one eye: without words the healthy one, with any words the one that has the finding.
+
+    It predicts the noise that belongs to these latents. The base's UNet runs all the same, for its attention.
+    """
+
+    def __init__(self, base: Base, healthy: Phantom, ill: Phantom) -> None:
+        super().__init__(base)
+        self.nothing = base.encode_prompts([""])[0]
+        self.alpha_bar = NoiseSchedule.from_config(base.scheduler_config).alpha_bar
+        self.healthy, self.ill = ([_latent(base, eye.cf), _latent(base, _colour(eye.fa))] for eye in (healthy, ill))
+
+    def predict_noise(
+        self, x: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, rows: Sequence[str]
+    ) -> torch.Tensor:
+        """The noise that is in ``x`` if it shows that eye."""
+        if len(rows) > 2:  # with an edit: its attention is asked for
+            super().predict_noise(x, timesteps, text, rows)
+        seen = [
+            (self.healthy if torch.equal(said, self.nothing) else self.ill)[("cf", "fa").index(row)]
+            for row, said in zip(rows, text, strict=True)
+        ]
+        alpha_bar = self.alpha_bar[int(timesteps)]
+        return (x - alpha_bar.sqrt() * torch.stack(seen)) / (1 - alpha_bar).sqrt()
+
+
+def _latent(base: Base, image: NDArray[np.uint8]) -> torch.Tensor:
+    return base.encode_images(_tensor(image))[0][0]
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -264,6 +307,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--strength", type=float, default=5.0)
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--knowing", action="store_true", help="a model made to know each lesion; strength 1 is enough")
     parser.add_argument("--plain", action="store_true", help="the word alone, without the sentence of the captions")
     return parser.parse_args()
 

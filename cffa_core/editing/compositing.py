@@ -1,7 +1,8 @@
 """Laying an edit onto the pixels of a pair: where it may be, how much of it each pixel gets, and nothing anywhere else.
 
 A user expects what was not edited to be THE SAME, and a VAE gives no pixel back as it was. So what is laid on is the
-change that the edit made, and only around the cells on which it acted. Knows arrays, no models.
+change that the edit made, and only around the cells on which it acted; where the change is strong, the edited picture
+itself, or a lesion that was removed would leave behind what the VAE had not held of it. Knows arrays, no models.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cffa_core.data.field_of_view import field_of_view
+
+STRONG = 12.0  # grey levels: above what guidance leaves everywhere, below what a lesion is
+WIDEN = 9  # pixels
 
 
 def pixel_weight(touched: NDArray[np.bool_], stride: int) -> NDArray[np.float32]:
@@ -39,11 +43,28 @@ def seen_area(cf: NDArray[np.uint8], fa: NDArray[np.uint8], border: int) -> NDAr
 def lay_on(
     source: NDArray[np.uint8], before: NDArray[np.uint8], after: NDArray[np.uint8], weight: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
-    """``source + weight * (after - before)`` inside the camera's aperture; images alike, ``weight (H, W)``."""
-    share = weight * field_of_view(source)
-    change = after.astype(np.float32) - before.astype(np.float32)
-    laid = source + (share if source.ndim == 2 else share[..., None]) * change
+    """``source + weight * (after - before + strong * (before - source))`` inside the camera's aperture.
+
+    ``before`` and ``after`` are the decoded latents; ``weight (H, W)``. With ``strong`` = 1 and full weight
+    that is ``after``.
+    """
+    change = after.astype(np.float32) - before
+    share, strong = weight * field_of_view(source), strongly_changed(change)
+    if source.ndim == 3:
+        share, strong = share[..., None], strong[..., None]
+    laid = source + share * (change + strong * (before.astype(np.float32) - source))
     return np.clip(np.round(laid), 0, 255).astype(np.uint8)
+
+
+def strongly_changed(change: NDArray[np.float32]) -> NDArray[np.float32]:
+    """0 where a decoded picture hardly changed, 1 where it did by :data:`STRONG` grey levels, soft between: ``(H, W)``.
+
+    ``change`` is ``(H, W)`` or ``(H, W, 3)``. Widened by some pixels, since a decoder blurs what it draws.
+    """
+    largest = np.abs(change) if change.ndim == 2 else np.abs(change).max(axis=2)
+    wide = cv2.dilate(largest, np.ones((WIDEN, WIDEN), np.uint8))
+    share: NDArray[np.float32] = np.clip(cv2.GaussianBlur(wide, (0, 0), WIDEN / 4) / STRONG, 0, 1).astype(np.float32)
+    return share
 
 
 def inner_weight(where: NDArray[np.bool_], stride: int) -> NDArray[np.float32]:

@@ -126,7 +126,7 @@ class PairEditor:
         """Edit one pair; raises ``InvalidDataset`` for a pair without its partner, of another size, or a bad area.
 
         What is laid onto the source is the CHANGE, ``decode(edited) - decode(source's latent)``, weighted: with no
-        edit the pair comes back to the last bit, and what the VAE cannot hold (fine vessels) stays.
+        edit the pair comes back to the last bit, and what the VAE cannot hold (fine vessels) stays (`compositing`).
         """
         check_source(source, self.settings.resolution)
         base, count = self.denoiser.base, len(self.solver.timesteps)

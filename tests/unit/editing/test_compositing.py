@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cffa_core.editing.compositing import inner_weight, lay_on, mean_difference, pixel_weight, seen_area
+from cffa_core.editing.compositing import (
+    inner_weight,
+    lay_on,
+    mean_difference,
+    pixel_weight,
+    seen_area,
+    strongly_changed,
+)
 
 
 def test_the_weight_is_one_on_the_cells_and_nothing_three_cells_away() -> None:
@@ -32,19 +39,39 @@ def test_a_drawn_area_keeps_all_that_is_outside_and_has_a_soft_border_inside() -
     assert (inner_weight(np.ones((32, 32), bool), 8) == 1).all()
 
 
-def test_the_change_is_laid_on_not_the_picture() -> None:
-    source = np.full((16, 16), 100, np.uint8)
+def test_a_weak_change_is_laid_onto_the_source_s_own_detail() -> None:
+    source = np.full((32, 32), 100, np.uint8)
     source[::2] = 120  # detail that the decoder has not
-    before, after = np.full((16, 16), 90, np.uint8), np.full((16, 16), 130, np.uint8)
-    weight = np.zeros((16, 16), np.float32)
-    weight[:, 8:] = 1.0
-    weight[:, 7] = 0.5
+    before, after = np.full((32, 32), 90, np.uint8), np.full((32, 32), 90, np.uint8)
+    after[12:20, 24:28] = 93
+    weight = np.ones((32, 32), np.float32)
     laid = lay_on(source, before, after, weight)
-    assert np.array_equal(laid[:, :7], source[:, :7])
-    assert laid[:2, 7].tolist() == [140, 120]
-    assert laid[:2, 8].tolist() == [160, 140]
-    bright = lay_on(np.full((16, 16), 250, np.uint8), before, after, np.ones((16, 16), np.float32))
-    assert (bright == 255).all()  # cut off, not turned over
+    assert np.array_equal(laid[:, :16], source[:, :16])
+    assert int(laid[16, 26]) - int(laid[15, 26]) >= 14  # of 20: a quarter of the way to the decoded picture
+
+
+def test_a_strong_change_is_the_edited_picture_itself() -> None:
+    source, before = np.full((32, 32), 100, np.uint8), np.full((32, 32), 100, np.uint8)
+    source[14:18, 14:18] = 20  # a lesion, of which the decoder has half, and its neighbourhood dark instead
+    before[12:20, 12:20] = 60
+    after = np.full((32, 32), 100, np.uint8)  # removed
+    laid = lay_on(source, before, after, np.ones((32, 32), np.float32))
+    assert (laid == 100).all()
+    kept = lay_on(source, before, after, np.zeros((32, 32), np.float32))
+    assert np.array_equal(kept, source)
+    half = lay_on(source, before, after, np.full((32, 32), 0.5, np.float32))
+    assert half[16, 16] == 60
+    colour = [np.repeat(image[..., None], 3, axis=2) for image in (source, before, after)]
+    assert (lay_on(colour[0], colour[1], colour[2], np.ones((32, 32), np.float32)) == 100).all()
+
+
+def test_no_change_is_no_change_and_bright_ends_at_255() -> None:
+    flat, full = np.full((32, 32), 250, np.uint8), np.ones((32, 32), np.float32)
+    decoded = np.full((32, 32), 90, np.uint8)
+    assert np.array_equal(lay_on(flat, decoded, decoded, full), flat)
+    assert strongly_changed(np.full((32, 32), 6.0, np.float32)) == pytest.approx(0.5)
+    assert (lay_on(flat, decoded, decoded + np.uint8(11), full) >= 90).all()
+    assert lay_on(np.full((32, 32), 254, np.uint8), decoded, decoded + np.uint8(2), full).max() <= 255
 
 
 def test_the_rim_of_an_aperture_is_not_tissue() -> None:
