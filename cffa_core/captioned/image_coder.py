@@ -86,7 +86,7 @@ class ImageDecoder(nn.Module):
 
     def latent(self, embedding: torch.Tensor) -> torch.Tensor:
         """Latent ``(B, C, 7, 7)`` of embeddings, not yet standardised."""
-        return torch.as_tensor(self.projection(embedding)).unflatten(1, (self.channels, LATENT_SIDE, LATENT_SIDE))
+        return torch.as_tensor(self.projection(embedding)).view(-1, self.channels, LATENT_SIDE, LATENT_SIDE)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Picture of a latent; about in [-1, 1], not clamped."""
