@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cffa_core.attention.layers import attention_layers
+from cffa_core.attention.layers import Place, attention_layers
 from cffa_core.attention.processors import capturing
 from cffa_core.attention.store import AttentionStore
 from cffa_core.data.pairs import Pair
@@ -23,7 +23,7 @@ from cffa_core.methods.method import PairMethod, Tensors
 from cffa_core.methods.placeholder_tokens import PlaceholderTokens
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
-PLACES = ("down", "up")
+PLACES: tuple[Place, ...] = ("down", "up")
 
 
 class MaskedAttention:
