@@ -350,7 +350,7 @@ def _read_captions(path: str, read: ReadText, found: Found) -> None:
     found.captions, problems = parse_captions(text, set(names), path)
     found.problems += problems
     silent = [name for name in names if name not in found.captions]
-    if silent and not problems:
+    if silent and found.captions and not problems:
         shown = ", ".join(printable(name) for name in silent[:5])
         message = f"{len(silent)} of {len(names)} pairs have no caption, e.g. {shown}"
         found.warnings.append(Problem(path, "without_caption", message))
