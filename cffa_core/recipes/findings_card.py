@@ -19,6 +19,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         minutes=f"{sum(stage['seconds'] for stage in card['trained'].values()) / 60:.0f}",
         heldout=config["heldout"],
         small=config["heldout_small"],
+        note=f" {card['note']}" if "note" in card else "",
         figures=figures(card),
     )
 
@@ -61,7 +62,7 @@ of a patient they say nothing; not for diagnosis.
 `cffa_core.recipes.findings.train_findings`, seed {seed}: {train} procedural eyes with each finding in about half of
 them whatever the others are; {decoded} of the eyes also after the VAE of `{base}`, at 512, 256 and 128 px. Crops of
 256 px with turns, colour jitter, noise and blur; cross-entropy of every 8 px cell against the exact masks; {steps}
-steps of {batch} crops each, {minutes} minutes for both on a busy core.
+steps of {batch} crops each, {minutes} minutes for both on a busy core.{note}
 
 The image's value is the mean log-odds of its eight strongest cells, made a probability by a logistic fit per finding
 and side on the held-out eyes; the threshold is 0.5. Stored in fp16; `findings.json` holds calibration, figures

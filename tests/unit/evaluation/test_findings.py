@@ -115,7 +115,9 @@ def test_the_shipped_files_are_small_and_their_figures_good() -> None:
     measured = json.loads((SHIPPED / CARD).read_text())["measured"]
     plain = {(row["modality"], row["finding"]): row for row in measured if row["side"] == 512 and not row["decoded"]}
     assert set(plain) == {(modality, name) for modality, names in SEEN.items() for name in names}
-    assert all(row["auc"]["n"] >= 150 and row["auc"]["low"] > 0.8 for row in plain.values())
+    for (_, name), row in plain.items():
+        assert row["auc"]["n"] >= 300
+        assert row["auc"]["low"] > (0.75 if name == "microaneurysm" else 0.95)
 
 
 def test_a_cell_sees_its_surroundings_and_no_more() -> None:
