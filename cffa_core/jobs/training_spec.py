@@ -206,6 +206,9 @@ class TrainSettings(Spec):
     preview: SamplerSpec = SamplerSpec()
     cf_prompt: Prompt = CF_PROMPT
     fa_prompt: Prompt = FA_PROMPT
+    captions: bool = Field(
+        default=False, description="Each pair's own caption is its prompt; the prompts above where it has none."
+    )
     seed: Seed = 42
 
     @model_validator(mode="before")
@@ -238,6 +241,8 @@ class TrainSettings(Spec):
         if self.tokens is not None:
             if self.method is not Method.DUAL_UNET:
                 raise ValueError(f"tokens are learnt by method dual_unet, and this is {self.method}")
+            if self.captions:
+                raise ValueError("tokens have prompts of their own; leave captions out")
             if self.tokens.phase1_steps > self.steps:
                 raise ValueError(f"tokens.phase1_steps is {self.tokens.phase1_steps}; the run has {self.steps} steps")
         for other in (Method.SHARED_ATTENTION, Method.SIDE_BY_SIDE, Method.CONTROLNET):

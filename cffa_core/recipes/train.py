@@ -8,14 +8,17 @@ has a :class:`JobContext`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cffa_core.data.captions import Caption
 from cffa_core.data.pairs import PairSet, load_pairs
 from cffa_core.data.token_masks import masks_to_load
 from cffa_core.jobs.context import JobContext
 from cffa_core.jobs.spec import TrainSettings
 from cffa_core.models.base import Base, load_base
+from cffa_core.recipes.caption_text import captions_of
 from cffa_core.recipes.novelty import write_training_pairs
 from cffa_core.recipes.training_run import TrainingRun
 
@@ -44,7 +47,8 @@ def run_training(
     loaded = load_base(base, device=device, dtype=settings.precision, models_dir=models_dir)
     masks = masks_to_load(settings.tokens)
     pairs = load_pairs(dataset, settings.resolution, settings.crop_to_common, masks=masks)
-    return train_pairs(settings, pairs, loaded, out, context, lpips_weights=lpips_weights)
+    captions = captions_of(settings, dataset, [pair.name for pair in pairs])
+    return train_pairs(settings, pairs, loaded, out, context, lpips_weights=lpips_weights, captions=captions)
 
 
 def train_pairs(
@@ -55,9 +59,10 @@ def train_pairs(
     context: JobContext,
     *,
     lpips_weights: Path | None = None,
+    captions: Mapping[str, Caption] | None = None,
 ) -> dict[str, Any]:
-    """As :func:`run_training`, with data and base already loaded."""
-    run = TrainingRun(settings, pairs, base, out, context, lpips_weights)
+    """As :func:`run_training`, with data, base and captions already loaded."""
+    run = TrainingRun(settings, pairs, base, out, context, lpips_weights, captions)
     run.start()
     while run.step < settings.steps:
         run.train_step()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from cffa_core import rng
+from cffa_core.data.captions import Caption
 from cffa_core.data.pairs import PairSet, turn
 from cffa_core.data.token_masks import require_masks
 from cffa_core.diffusion.latents import LatentCache, StructureCache, Variant, draw_variant
@@ -31,6 +32,7 @@ from cffa_core.methods.pair_sampler import PairSampler
 from cffa_core.methods.registry import METHODS
 from cffa_core.models.base import Base
 from cffa_core.models.checkpoint import publish, read_state, write_state
+from cffa_core.recipes.caption_text import PairText
 from cffa_core.recipes.masked_training import draw_prior, write_attention_sheet
 from cffa_core.recipes.preview import write_previews
 from cffa_core.recipes.run_folder import RunFolder
@@ -66,6 +68,7 @@ class TrainingRun:
         out: Path,
         context: JobContext,
         lpips_weights: Path | None = None,
+        captions: Mapping[str, Caption] | None = None,
     ) -> None:
         base.latent_shape(settings.resolution)
         lpips = Lpips.load(lpips_weights, base.device) if settings.loss.lpips_lambda else None
@@ -81,8 +84,7 @@ class TrainingRun:
         self.best: dict[str, Any] | None = None
         self.validated: dict[str, Any] | None = None
         self.model = METHODS[settings.method](base, settings, lpips=lpips)
-        prompts = self.model.prompts(settings.cf_prompt, settings.fa_prompt)
-        self.text = {b: base.encode_prompts([prompts[b]]) for b in self.model.branches}
+        self.text = PairText(self.model, settings, captions or {})
         self.train_latents = LatentCache(train, base.encode_images, turn, self.model.views, settings.seed)
         self.held_latents = LatentCache(held_out, base.encode_images, turn, self.model.views, settings.seed)
         self.train_structures = StructureCache(train, self.model.structure, turn)
@@ -130,7 +132,8 @@ class TrainingRun:
         for micro in range(settings.gradient_accumulation):
             batch = self._batch(self.step * settings.gradient_accumulation + micro, generator)
             names += batch.names
-            for loss, terms in self.model.training_parts(batch.x0, batch.valid, self.text, generator, batch.structure):
+            text = self.text.of(batch.names)
+            for loss, terms in self.model.training_parts(batch.x0, batch.valid, text, generator, batch.structure):
                 scaled = self.scaler.scale(loss / settings.gradient_accumulation)
                 scaled.backward()  # type: ignore[no-untyped-call]
                 for name, term in {"loss": loss.detach(), **terms}.items():
@@ -173,7 +176,8 @@ class TrainingRun:
                 noise = self.model.tied({b: torch.randn(clean.shape, generator=generator) for b, clean in x0.items()})
                 timesteps = {b: torch.tensor([min(t, self.model.schedule.steps - 1)]) for b in x0}
                 structure = {n: x.unsqueeze(0) for n, x in self.held_structures.of(index).items()}
-                loss, terms = self.model.loss_at(x0, valid, self.text, timesteps, noise, structure)
+                text = self.text.of([self.held_out[index].name])
+                loss, terms = self.model.loss_at(x0, valid, text, timesteps, noise, structure)
                 for name, term in {"loss": loss, f"loss_t{t}": loss, **terms}.items():
                     share = len(self.held_latents) if name.startswith("loss_t") else len(draws)
                     sums[name] = sums.get(name, 0.0) + float(term) / share
@@ -318,15 +322,15 @@ class TrainingRun:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
         settings = self.settings.model_dump(mode="json", include=set(TrainSettings.model_fields))
-        if settings["tokens"] is None:  # checkpoints of before know no tokens, and go on
-            del settings["tokens"]
         lpips = self.model.lpips.sha256 if self.model.lpips else None
         return {"settings": settings, "dataset": self.digest, "base": self.base.digest, "lpips": lpips}
 
     def _restore(self, checkpoint: Path) -> None:
         tensors, state = read_state(checkpoint)
-        mine = self._identity()
-        other = [name for name in mine if state["identity"].get(name) != mine[name]]
+        # Settings that are younger than the checkpoint had their defaults when it was written.
+        settings = TrainSettings.model_validate(state["identity"]["settings"]).model_dump(mode="json")
+        mine, theirs = self._identity(), state["identity"] | {"settings": settings}
+        other = [name for name in mine if theirs.get(name) != mine[name]]
         if other:
             raise Conflict(f"the checkpoint belongs to another run ({', '.join(other)} differ); use another folder")
         self.files.restore(checkpoint)
