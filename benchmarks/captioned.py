@@ -102,7 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/captioned"))
     parser.add_argument("--train-eyes", type=int, default=1500)
     parser.add_argument("--eyes", type=int, default=208, help="held-out eyes")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--ddim-steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)

@@ -108,7 +108,8 @@ class CaptionedModel(nn.Module):
         maps = [level[:count] for level in maps]
         latent = self.image_decoder.latent(embedding[:count])
         drawn = self.image_decoder(latent)
-        frozen = {name: weight.detach() for name, weight in self.image_encoder.trunk.named_parameters()}
+        # A copy also of the running statistics: what is drawn has no part in them.
+        frozen = {name: value.detach().clone() for name, value in self.image_encoder.trunk.state_dict().items()}
         drawn_maps = functional_call(self.image_encoder.trunk, frozen, (drawn,))
         target = latent.detach().float()
         if self.training:

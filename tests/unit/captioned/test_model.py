@@ -49,6 +49,18 @@ def test_who_learns_from_the_other_terms(
     assert learners(model, vocabulary, term) == parts
 
 
+def test_what_is_drawn_leaves_the_encoder_s_statistics(model: CaptionedModel, vocabulary: Vocabulary) -> None:
+    """The trunk's running statistics after a step are those of one pass over the pictures."""
+    images = torch.rand(4, 3, 224, 224, generator=rng.generator("pictures")) * 2 - 1
+    settings = CaptionedTrainSettings(sizes=model.sizes)
+    model.training_loss(images, vocabulary.encode(CAPTIONS), Draws.of(4, model.sizes, 0, rng.generator("d")), settings)
+    first = model.image_encoder.trunk.levels[0]
+    with torch.no_grad():
+        mean = first[0](images).mean((0, 2, 3))
+    assert first[1].num_batches_tracked == 1
+    torch.testing.assert_close(first[1].running_mean, 0.1 * mean)
+
+
 def test_dropped_texts_train_the_place_without_text(sizes: CaptionedSizes, vocabulary: Vocabulary) -> None:
     for dropout, moved, learnt in ((0.0, False, True), (1.0 - 1e-6, True, False)):
         model = CaptionedModel.build(sizes, vocabulary, seed=3)
