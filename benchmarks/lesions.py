@@ -2,8 +2,9 @@
 
 Each image drawn with "..., with haemorrhages" has a twin drawn from the same noise without these words, so that the
 difference of the two rates is free of what the classifier mistakes for lesions. Procedural eyes with and without the
-finding, taken through the base's VAE, say what the classifier could see at best. Every image is a file below the work
-folder and is drawn once: a run that was cut goes on, and more pairs or guidances add to what is there.
+finding, taken through the base's VAE, say what the classifier could see at best. How much a word changes the encoded
+prompt and the predicted noise at all is measured beside it. Every image is a file below the work folder and is drawn
+once: a run that was cut goes on, and more pairs or guidances add to what is there.
 
     python benchmarks/lesions.py --work runs/lesions --pairs 24
 
@@ -17,7 +18,6 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 
 from cffa_core import rng
 from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, make_phantom
+from cffa_core.diffusion.losses import NoiseSchedule
 from cffa_core.diffusion.sampling import build_scheduler, denoise, draw_noise
 from cffa_core.evaluation.bootstrap import estimate
 from cffa_core.evaluation.findings import MODALITIES, SEEN, FindingsClassifier, Modality
@@ -41,7 +42,6 @@ RESULTS = Path(__file__).resolve().parent / "results" / "lesions.json"
 WORDS = {"haemorrhage": "haemorrhages", "exudate": "exudates", "microaneurysm": "microaneurysms", "leakage": "leakage"}
 PHASE = "late"  # leakage is brightest then
 NOTHING = "nothing"
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def main() -> None:
@@ -73,6 +73,7 @@ def main() -> None:
         "images": options.pairs,
         "sampler": {"scheduler": "ddim", "steps": options.steps, "precision": "bf16 autocast"},
         "phase": PHASE,
+        "words": _words(options, base, model),
         "device": rng.cpu_model(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "rows": rows,
@@ -102,6 +103,41 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@torch.no_grad()
+def _words(options: argparse.Namespace, base: Base, model: PairMethod | None) -> list[dict[str, Any]]:
+    """What a word changes: mean distance of the encoded prompts (over their mean length), and of the predicted noise
+    (over its own) at three timesteps of a healthy eye. The last row of each modality is the other modality's prompt.
+    """
+    rows = []
+    for modality, other in (("cf", "fa"), ("fa", "cf")):
+        prompts = [_prompt(modality, finding) for finding in (NOTHING, *SEEN[modality])] + [_prompt(other, NOTHING)]
+        text = base.encode_prompts(prompts)
+        image = _eye(options, modality, NOTHING, 0)
+        clean, _ = base.encode_images(image)
+        alphas = NoiseSchedule.from_config(base.scheduler_config)
+        changes = []
+        for t in (300, 600, 900):
+            noise = torch.randn(clean.shape, generator=rng.generator(options.seed, "words", t))
+            noisy = alphas.add_noise(clean, noise, torch.tensor([t]))
+            said = torch.cat([_predict(base, model, modality, noisy, torch.tensor(t), one[None]) for one in text])
+            changes.append((said - said[:1]).flatten(1).norm(dim=1) / said[0].norm())
+        moved = (text - text[:1]).norm(dim=-1).mean(dim=-1) / text[0].norm(dim=-1).mean()
+        noise_change = torch.stack(changes).mean(dim=0)
+        for place, name in enumerate((*SEEN[modality], f"prompt of {other.upper()}"), start=1):
+            row = {"prompt": float(moved[place]), "noise": float(noise_change[place])}
+            rows.append({"modality": modality, "word": name, **{key: float(f"{v:.3g}") for key, v in row.items()}})
+    return rows
+
+
+def _predict(
+    base: Base, model: PairMethod | None, modality: Modality, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    """The noise that the base, or the model on it, sees in ``x`` (R, C, h, w)."""
+    if model is None:
+        return base.unet(x, t, encoder_hidden_states=text, return_dict=False)[0].float()
+    return model.predict_noise(x, t, text, [modality] * len(x))
+
+
 def _prompt(modality: Modality, finding: str) -> str:
     """The caption of a phantom with this finding and no other."""
     if modality == "cf":
@@ -120,15 +156,20 @@ def _phantom(options: argparse.Namespace, base: Base, modality: Modality, findin
     path = _place(options, "phantoms", modality, finding, index)
     if path.exists():
         return
-    findings = frozenset() if finding == NOTHING else frozenset({finding})
-    seed = rng.derive_seed(options.seed, "lesions", index)
-    phantom = make_phantom(seed, options.resolution, findings=findings, phase=PHASE)
-    pixels = phantom.cf if modality == "cf" else np.repeat(phantom.fa[..., None], 3, axis=2)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = _eye(options, modality, finding, index)
     with torch.autocast("cpu", torch.bfloat16):
         mean, _ = base.encode_images(image)
         decoded = base.decode(mean)
     _write(path, modality, decoded)
+
+
+def _eye(options: argparse.Namespace, modality: Modality, finding: str, index: int) -> torch.Tensor:
+    """Procedural eye ``index`` with this finding alone, (1, 3, H, H) in [-1, 1]."""
+    findings: frozenset[str] = frozenset() if finding == NOTHING else frozenset({finding})
+    seed = rng.derive_seed(options.seed, "lesions", index)
+    phantom = make_phantom(seed, options.resolution, findings=findings, phase=PHASE)
+    pixels = phantom.cf if modality == "cf" else np.repeat(phantom.fa[..., None], 3, axis=2)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -150,10 +191,7 @@ def _drawn(
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         rows = x.expand(len(prompts), -1, -1, -1)
-        if model is None:
-            said = base.unet(rows, t, encoder_hidden_states=text, return_dict=False)[0].float()
-        else:
-            said = model.predict_noise(rows, t, text, [modality] * len(prompts))
+        said = _predict(base, model, modality, rows, t, text)
         return said if len(prompts) == 1 else said[:1] + guidance * (said[1:] - said[:1])
 
     scheduler = build_scheduler(Scheduler.DDIM, base.scheduler_config, options.steps)
@@ -180,17 +218,13 @@ def _judge(
     options: argparse.Namespace, classifier: FindingsClassifier, modality: Modality, finding: str, arm: str
 ) -> dict[str, Any]:
     """Rates at which the finding is seen with and without its word, their difference, and the AUC, over the twins."""
-    scores = []
-    for prompt in (finding, NOTHING):
-        values = []
-        for index in range(options.pairs):
-            pixels = cv2.imread(str(_place(options, arm, modality, prompt, index)), cv2.IMREAD_COLOR_RGB)
-            image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-            values.append(float(classifier.predict(modality, image)[finding]))
-        scores.append(np.array(values))
-    with_word, without = scores
+    scores, distances = [], []
+    for index in range(options.pairs):
+        twins = [_read(_place(options, arm, modality, prompt, index)) for prompt in (finding, NOTHING)]
+        scores.append([float(classifier.predict(modality, image)[finding]) for image in twins])
+        distances.append(float((twins[0] - twins[1]).abs().mean()) * 127.5)
     names = [str(index) for index in range(options.pairs)]
-    table = np.stack([with_word, without], axis=1)
+    table = np.array(scores)
     rates = (table >= 0.5).astype(np.float64)
     label = f"{arm}-{modality}-{finding}"
     return {
@@ -201,7 +235,13 @@ def _judge(
         "without": estimate(rates[:, 1], names, label=label).to_dict(),
         "difference": estimate(rates[:, 0] - rates[:, 1], names, label=label).to_dict(),
         "auc": estimate(table, names, _twin_auc, label=label).to_dict(),
+        "grey_levels_between_twins": round(float(np.mean(distances)), 3),
     }
+
+
+def _read(path: Path) -> torch.Tensor:
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def _twin_auc(table: np.ndarray[Any, np.dtype[np.float64]]) -> float:
@@ -211,30 +251,31 @@ def _twin_auc(table: np.ndarray[Any, np.dtype[np.float64]]) -> float:
 
 
 def _sheet(options: argparse.Namespace) -> None:
-    """Twins of three eyes: without a finding, and with each, at the middle guidance."""
+    """Twins of two eyes: without a finding, and with each, at the middle guidance."""
     guidance = sorted(options.guidance)[len(options.guidance) // 2]
-    size, gap, head = 170, 4, 16
+    size, gap, head = 150, 4, 16
     columns = [(m, f) for m in MODALITIES for f in (NOTHING, *SEEN[m])]
-    sheet = Image.new("RGB", (len(columns) * (size + gap), head + 3 * (size + gap)), "white")
+    sheet = Image.new("RGB", (len(columns) * (size + gap), head + 2 * (size + gap)), "white")
     pen = ImageDraw.Draw(sheet)
     for column, (modality, finding) in enumerate(columns):
         pen.text((column * (size + gap) + 4, 2), f"{modality.upper()}: {finding}", fill="black")
-        for row in range(3):
+        for row in range(2):
             with Image.open(_place(options, f"g{guidance:g}", modality, finding, row)) as image:
                 small = image.resize((size, size), Image.Resampling.LANCZOS)
             sheet.paste(small, (column * (size + gap), head + row * (size + gap)))
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(192).save(options.sheet, optimize=True)
+    sheet.save(options.sheet, optimize=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| arm | image | finding | with the word | without | difference | AUC |", "|---" * 7 + "|"]
+    lines = ["| arm | image | finding | with the word | without | difference | AUC | grey levels |", "|---" * 8 + "|"]
     for row in rows:
         cells = []
         for name in ("with", "without", "difference", "auc"):
             found = row[name]
             ends = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
             cells.append(f"{found['value']:.2f}{ends}")
+        cells.append(f"{row['grey_levels_between_twins']:.2f}")
         lines.append(f"| {row['arm']} | {row['modality'].upper()} | {row['finding']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ SIZES = (512, 256, 128)  # sides for which the probabilities were calibrated
 class FindingsNet(nn.Module):
     """Fully convolutional: (B, 3, H, W) in [-1, 1] to the log-odds of three findings per cell, (B, 3, H/8, W/8).
 
-    ``forward`` sees about 150 px around each cell. H and W must be divisible by 16.
+    A cell sees at most 170 px to each side. H and W must be divisible by 16.
     """
 
     def __init__(self, findings: int = 3) -> None:
@@ -53,6 +53,7 @@ class FindingsNet(nn.Module):
         self.coarse = nn.Sequential(_conv(64, 80, stride=2), _Block(80), _Block(80, dilation=2))
         self.head = nn.Sequential(nn.Conv2d(144, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         self.last = nn.Conv2d(64, findings, 1)
+        assert self.last.bias is not None
         nn.init.constant_(self.last.bias, -4.0)  # few cells hold anything
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

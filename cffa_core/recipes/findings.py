@@ -113,7 +113,8 @@ def train_net(
     name = f"findings-{modality}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive_seed(seed, name, "weights") % 2**32)
-        net = FindingsNet(len(SEEN[modality])).to(memory_format=torch.channels_last)
+        net = FindingsNet(len(SEEN[modality]))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(step: int, shard: int) -> torch.Tensor:
         numbers = np.random.default_rng(rng.derive_seed(seed, name, step, shard))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -83,14 +83,14 @@ def cache_eyes(folder: Path, split: str, count: int, seed: int, progress: Progre
         make = partial(_make_eye, seed, split, side)
         rows = []
         with ExitStack() as stack:
-            made = map(make, range(count))
+            made: Iterable[tuple[dict[str, Bytes], list[str]]] = map(make, range(count))
             if count > 16:
                 pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(2))
                 made = pool.imap(make, range(count), chunksize=4)
-            for index, (images, findings) in enumerate(made):
+            for index, (images, chosen) in enumerate(made):
                 for name, image in images.items():
                     maps[name][index] = image
-                rows.append(findings)
+                rows.append(chosen)
                 progress(f"eyes-{split}", index + 1, count, 0.0)
         for written in maps.values():
             written.flush()
@@ -118,7 +118,8 @@ def _make_eye(seed: int, split: str, side: int, index: int) -> tuple[dict[str, B
 def _cells(mask: npt.NDArray[np.bool_]) -> Bytes:
     """1 where any pixel of a cell is marked."""
     height, width = mask.shape
-    return mask.reshape(height // CELL, CELL, width // CELL, CELL).any(axis=(1, 3)).astype(np.uint8)
+    blocks = mask.reshape(height // CELL, CELL, width // CELL, CELL)
+    return np.asarray(blocks.any(axis=(1, 3)), np.uint8)
 
 
 def decode_eyes(
@@ -161,7 +162,8 @@ def training_crops(
     """
     places = [FINDINGS.index(name) for name in SEEN[modality]]
     decoded = len(next(iter(eyes.decoded.values()))) if eyes.decoded else 0
-    crops, targets = [], []
+    crops: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
     while len(crops) < count:
         vae = bool(decoded) and rng.random() < 0.55
         row = int(rng.integers(decoded if vae else len(eyes)))

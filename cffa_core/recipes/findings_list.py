@@ -31,7 +31,9 @@ def list_findings(
         pair = to_pair(checked, images, side)
         shown = {"cf": pair.cf[None], "fa": pair.fa[None].expand(-1, 3, -1, -1)}
         found = {m: classifier.predict(m, shown[m].clamp(-1, 1)) for m in MODALITIES}
-        values = {m: {name: round(float(p), 4) for name, p in found[m].items()} for m in MODALITIES}
-        rows.append({"name": checked.name, "eye": checked.eye, **values})
+        row: dict[str, Any] = {"name": checked.name, "eye": checked.eye}
+        for m in MODALITIES:
+            row[m] = {name: round(float(p), 4) for name, p in found[m].items()}
+        rows.append(row)
     seen = {m: {name: sum(row[m][name] >= 0.5 for row in rows) for name in SEEN[m]} for m in MODALITIES}
     return {"pairs": rows, "seen": seen}

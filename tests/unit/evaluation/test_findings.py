@@ -14,7 +14,7 @@ from cffa_core.data.phantom import make_phantom
 from cffa_core.errors import CorruptArtifact, InvalidSpec, ModelUnavailable, NotFound
 from cffa_core.evaluation.findings import CARD, SEEN, SHIPPED, FindingsClassifier, FindingsNet, Modality, at_side
 
-SEEDS = (900_001, 900_002, 900_003, 900_004)
+SEEDS = (900_001, 900_002, 900_003)
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,10 @@ def test_the_shipped_files_are_small_and_their_figures_good() -> None:
 def test_a_cell_sees_its_surroundings_and_no_more() -> None:
     torch.manual_seed(0)
     net = FindingsNet().eval()
-    image = torch.zeros(1, 3, 512, 512, requires_grad=True)
+    image = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(1)).requires_grad_()
     net(image)[0, :, 32, 32].sum().backward()
     assert image.grad is not None
     rows, columns = torch.nonzero(image.grad[0].abs().sum(0), as_tuple=True)
     reach = max(int((256 - rows).abs().max()), int((256 - columns).abs().max()))
-    assert 60 < reach < 130
+    assert 120 < reach <= 170
     assert np.isfinite(image.grad.numpy()).all()
