@@ -136,6 +136,7 @@ class CaptionDecoder(nn.Module):
                 inputs_embeds=start,
                 attention_mask=torch.ones(count, 1, dtype=torch.int64, device=embedding.device),
                 max_new_tokens=self.max_tokens - 1,
+                min_new_tokens=1,
                 do_sample=sampling.sampled,
                 logits_processor=penalty,
                 suppress_tokens=[PAD, START, UNKNOWN],

@@ -97,6 +97,16 @@ def test_captions_are_drawn_by_their_seed_alone(model: CaptionedModel) -> None:
     assert all(len(row) <= 23 for row in first)
 
 
+def test_a_caption_has_a_word_at_least(model: CaptionedModel) -> None:
+    """Even where the end is the likeliest of all."""
+    model.eval()
+    torch.nn.init.zeros_(model.caption_decoder.gpt.lm_head.weight)
+    model.caption_decoder.gpt.lm_head.weight.data[END] = 1
+    model.caption_decoder.gpt.transformer.ln_f.bias.data += 5
+    for row in model.caption_decoder.draw(torch.randn(16), 3, CaptionSampling(), seed=0):
+        assert len(row) >= 2 and row[0] != END and row[1] == END
+
+
 def test_sampling_options_count(model: CaptionedModel) -> None:
     """top_k 1, a top_p near 0 and a low temperature each leave the likeliest word alone."""
     model.eval()
