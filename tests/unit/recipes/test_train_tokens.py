@@ -242,3 +242,16 @@ def test_the_attention_of_a_token_can_be_looked_at(run: Path, base: Base, tmp_pa
     report = capture_attention(settings, model, base.folder, tmp_path, lambda *_: None)
     assert report["prompts"]["fa"] == "an FA, a photo of <disc>, <lesion> and <vessel>"
     assert "<lesion>" in json.dumps(report)
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_goes_on(base: Base, dataset: Path, tmp_path: Path) -> None:
+    settings = settings_of(tokens=None, steps=2, preview_pairs=0)
+    with pytest.raises(Cancelled):
+        run_training(settings, dataset, base.folder, tmp_path, Stops(tmp_path, 2))
+    (state,) = tmp_path.glob("checkpoints/*/state.json")
+    document = json.loads(state.read_text())
+    assert document["state"]["identity"]["settings"].pop("tokens") is None
+    state.write_text(json.dumps(document))
+    run_training(settings, dataset, base.folder, tmp_path, FolderContext(tmp_path))
+    lines = (tmp_path / "training_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
