@@ -4,7 +4,8 @@
 #   make cluster                                  PostgreSQL, Redis, an S3 store, API and workers, without containers
 #   make cluster-down, make cluster-status        stop exactly that and keep its data; say what runs
 #   make test                                     unit, contract and API tests
-#   make faults [FAULTS="--minutes 60"]           kill, stop, cut and flip on purpose; counts add up over runs
+#   make faults [FAULTS="--minutes 60"] [SEQUENCES=1000]  kill, stop, cut and flip on purpose (counts add up over runs),
+#                                                 then so many random histories of the record (0: none)
 #   make fuzz [FUZZ="--minutes 30"]               requests of every kind against a running API, with keys and without
 #   make check                                    format, lint, types, imports, then make test
 #   make lock                                     write requirements/lock.txt anew (needs uv)
@@ -18,6 +19,7 @@ DATA ?=
 OUT ?= demo-output
 CLUSTER ?=
 FAULTS ?=
+SEQUENCES ?= 1000
 FUZZ ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?= -n 2 --dist loadgroup
@@ -47,6 +49,7 @@ test: install
 
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(FAULTS)
+	$(if $(filter 0,$(SEQUENCES)),,CFFA_SEQUENCES=$(SEQUENCES) $(BIN)/python -m pytest -q -n 0 tests/stateful)
 
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)

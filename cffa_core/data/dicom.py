@@ -18,6 +18,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
@@ -140,7 +141,7 @@ def _image(pixels: Bytes, modality: str, pair: PairIdentity) -> Dataset:
     """Modules General Image, Image Pixel, Multi-frame, Ophthalmic Photography Image, SOP Common."""
     part = Dataset()
     part.SyntheticData = "YES"
-    part.ImageType = ["DERIVED", "PRIMARY", "", _IMAGE_TYPE[modality]]
+    part.ImageType = ["DERIVED", "PRIMARY", "SYNTHETIC", _IMAGE_TYPE[modality]]
     part.InstanceNumber = 1
     part.PatientOrientation = ""
     part.ContentDate = NO_DATE
@@ -152,6 +153,8 @@ def _image(pixels: Bytes, modality: str, pair: PairIdentity) -> Dataset:
     part.RecognizableVisualFeatures = "NO"
     part.LossyImageCompression = "00"
     part.NumberOfFrames = 1
+    part.FrameIncrementPointer = Tag("FrameTime")
+    part.FrameTime = 0
     part.SamplesPerPixel = 3 if modality == "cf" else 1
     part.PhotometricInterpretation = "RGB" if modality == "cf" else "MONOCHROME2"
     if modality == "cf":

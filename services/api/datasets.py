@@ -70,7 +70,7 @@ _FORM = {
     operation_id="uploadDataset",
     summary="Upload a data set",
     openapi_extra=_FORM,
-    responses=documented(400, 403, 409, 413, 422, 503),
+    responses=documented(400, 403, 409, 413, 415, 422, 503),
 )
 async def upload_dataset(
     request: Request, backend: TheBackend, owner: Owner, idempotency_key: IdempotencyKey = None

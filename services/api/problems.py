@@ -51,6 +51,12 @@ class BadRequest(CffaError):
     code = "bad_request"
 
 
+class UnsupportedMediaType(CffaError):
+    """The body is of another media type than the operation takes."""
+
+    code = "unsupported_media_type"
+
+
 class Unauthorized(CffaError):
     """The request carries no key of this service."""
 
@@ -105,6 +111,7 @@ class RangeNotSatisfiable(CffaError):
 
 _STATUS: dict[type[CffaError], int] = {
     BadRequest: 400,
+    UnsupportedMediaType: 415,
     Unauthorized: 401,
     Forbidden: 403,
     ScopeTooSmall: 403,

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from cffa_core.errors import InvalidSpec, Problem, StorageUnavailable
-from services.api.problems import BadRequest, PayloadTooLarge
+from services.api.problems import BadRequest, PayloadTooLarge, UnsupportedMediaType
 
 MAX_FIELD_BYTES = 4096
 MAX_PARTS = 16
@@ -37,13 +37,16 @@ class Upload:
 async def receive(request: Request, target: Path, *, fields: Mapping[str, bool], max_bytes: int) -> Upload:
     """Stream the body of ``request`` into ``target``; ``fields`` maps the text fields to whether they are required.
 
-    Raises ``BadRequest`` if the body is not complete multipart, ``PayloadTooLarge`` as soon as it exceeds
-    ``max_bytes``, and ``InvalidSpec`` naming every missing, doubled or unknown part.
+    Raises ``UnsupportedMediaType`` for another kind of body, ``BadRequest`` if it is not complete multipart,
+    ``PayloadTooLarge`` as soon as it exceeds ``max_bytes``, and ``InvalidSpec`` naming every missing, doubled or
+    unknown part.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 256:
-        raise BadRequest("send the data set as multipart/form-data with a part named `file`")
+    if kind != b"multipart/form-data":
+        raise UnsupportedMediaType("send the data set as multipart/form-data with a part named `file`")
+    if not 1 <= len(boundary) <= 256:
+        raise BadRequest("the Content-Type of a multipart body names a boundary of 1 to 256 characters")
     limit = max_bytes + _HEADER_BYTES
     too_large = PayloadTooLarge(f"an upload may have at most {max_bytes} bytes")
     if declared_bytes(request) > limit:

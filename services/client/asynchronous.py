@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from services.client.client import DEFAULT_URL, CffaClient
-from services.client.event_stream import Event, EventLines, stream_headers
+from services.client.event_stream import Event, EventLines, is_over, stream_headers
 from services.client.inspection import RECONNECT_SECONDS, SILENCE_SECONDS
 from services.client.problems import ServiceUnreachable, from_response
 from services.client.resources import Job
@@ -55,20 +55,30 @@ class AsyncClient:
     async def follow(self, job_id: str, *, after: int = 0, patience: float = 60.0) -> AsyncIterator[Event]:
         """The history of a job and then each event as it happens, until the job is finished.
 
-        A stream that breaks off goes on after the last event; raises ``ServiceUnreachable`` after ``patience`` seconds
-        without one.
+        A stream that breaks off, or that a stopping server ends, goes on after the last event. Raises
+        ``ServiceUnreachable`` after ``patience`` seconds without an answer, ``NotFound`` if the job is deleted.
         """
+        path = f"/v1/jobs/{job_id}/events"
         broken: float | None = None
         while True:
+            idle = True
             try:
-                async for event in self._stream(job_id, after):
-                    after, broken = event.seq, None
-                    yield event
-                return
+                async with self._http.stream("GET", path, headers=stream_headers(after)) as response:
+                    if is_over(response):
+                        return
+                    if response.is_error:
+                        await response.aread()
+                        raise from_response(response)
+                    broken, lines = None, EventLines()
+                    async for line in response.aiter_lines():
+                        if (event := lines.feed(line)) is not None:
+                            after, idle = event.seq, False
+                            yield event
             except httpx.TransportError as error:
                 broken = broken or time.monotonic()
                 if time.monotonic() - broken > patience:
                     raise ServiceUnreachable(f"the events of {job_id} broke off: {error}") from error
+            if idle:
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def wait(self, job_id: str) -> Job:
@@ -76,13 +86,3 @@ class AsyncClient:
         async for _ in self.follow(job_id):
             pass
         return await self.call(CffaClient.job, job_id)
-
-    async def _stream(self, job_id: str, after: int) -> AsyncIterator[Event]:
-        lines = EventLines()
-        async with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=stream_headers(after)) as response:
-            if response.is_error:
-                await response.aread()
-                raise from_response(response)
-            async for line in response.aiter_lines():
-                if (event := lines.feed(line)) is not None:
-                    yield event

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
+
+import httpx
 
 from services.client.resources import Resource
 
@@ -39,3 +42,8 @@ class EventLines:
 def stream_headers(after: int) -> dict[str, str]:
     """Headers that ask for the live stream of a job after event number ``after``."""
     return {"Accept": MEDIA_TYPE, "Last-Event-ID": str(after)}
+
+
+def is_over(response: httpx.Response) -> bool:
+    """Whether the job is finished and its events are all known; a stream that ends otherwise is to be opened again."""
+    return response.status_code == HTTPStatus.NO_CONTENT

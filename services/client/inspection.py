@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
-from services.client.event_stream import Event, EventLines, stream_headers
+from services.client.event_stream import Event, EventLines, is_over, stream_headers
 from services.client.problems import ServiceUnreachable, from_response
 from services.client.resources import Page, Pair, Resource
 from services.client.transport import Transport
@@ -75,31 +75,34 @@ class Inspection:
     def follow(self, job_id: str, *, after: int = 0, patience: float = 60.0) -> Iterator[Event]:
         """Its history and then each event as it happens, until the job is finished.
 
-        A stream that breaks off goes on after the last event, for ``patience`` seconds without an answer.
+        A stream that breaks off, or that a stopping server ends, goes on after the last event, for ``patience`` seconds
+        without an answer. Raises ``NotFound`` if the job is deleted meanwhile.
         """
+        timeout = httpx.Timeout(10.0, read=SILENCE_SECONDS)
+        path = f"/v1/jobs/{job_id}/events"
         broken: float | None = None
         while True:
+            idle = True
             try:
-                for event in self._stream(job_id, after):
-                    after, broken = event.seq, None
-                    yield event
-                return
+                with self._transport.http.stream(
+                    "GET", path, headers=stream_headers(after), timeout=timeout
+                ) as response:
+                    if is_over(response):
+                        return
+                    if response.is_error:
+                        response.read()
+                        raise from_response(response)
+                    broken, lines = None, EventLines()
+                    for line in response.iter_lines():
+                        if (event := lines.feed(line)) is not None:
+                            after, idle = event.seq, False
+                            yield event
             except httpx.TransportError as error:
                 broken = broken or time.monotonic()
                 if time.monotonic() - broken > patience:
                     raise ServiceUnreachable(f"the events of {job_id} broke off: {error}") from error
+            if idle:
                 time.sleep(RECONNECT_SECONDS)
-
-    def _stream(self, job_id: str, after: int) -> Iterator[Event]:
-        timeout = httpx.Timeout(10.0, read=SILENCE_SECONDS)
-        path, lines = f"/v1/jobs/{job_id}/events", EventLines()
-        with self._transport.http.stream("GET", path, headers=stream_headers(after), timeout=timeout) as response:
-            if response.is_error:
-                response.read()
-                raise from_response(response)
-            for line in response.iter_lines():
-                if (event := lines.feed(line)) is not None:
-                    yield event
 
     def metrics(self, job_id: str, *, key: str | None = None, since_step: int = 0) -> list[Metric]:
         """Training metrics in step order; ``key`` keeps one, e.g. ``loss_cf``."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from cffa_core.jobs.spec import TrainSettings
 from services.client.asynchronous import AsyncClient
 from services.client.cli import app
 from services.client.client import CffaClient
-from services.client.event_stream import EventLines
+from services.client.event_stream import Event, EventLines
+from services.client.resources import Job
+from services.client.servers import Servers
 
 NOWHERE = "job_00000000000000000000"
 SETTINGS = TrainSettings(
@@ -79,3 +83,33 @@ def test_what_is_not_there(client: CffaClient) -> None:
         list(client.inspect.follow(NOWHERE))
     with pytest.raises(NotFound):
         list(client.inspect.events(NOWHERE))
+
+
+def test_a_stream_outlives_the_server_that_sent_it(tmp_path: Path, pairs_folder: Path) -> None:
+    with Servers(tmp_path / "home", workers=0, logs=tmp_path / "logs") as servers, CffaClient(servers.url) as client:
+        servers.wait_ready()
+        job = client.submit_training(client.upload_dataset(pairs_folder).id, SETTINGS)  # nobody takes it
+        seen: queue.Queue[Event] = queue.Queue()
+
+        def look() -> None:
+            for event in client.inspect.follow(job.id):
+                seen.put(event)
+
+        async def wait() -> Job:
+            async with AsyncClient(servers.url) as waiting:
+                return await waiting.wait(job.id)
+
+        with ThreadPoolExecutor(2) as threads:
+            watched, ended = threads.submit(look), threads.submit(asyncio.run, wait())
+            first = seen.get(timeout=30)
+            before = servers.children[0].process
+            assert before is not None
+            before.terminate()  # a stop in peace: every stream is ended as if it were complete
+            assert before.wait(30) is not None
+            servers.wait_ready()
+            assert not watched.done() and not ended.done()
+            client.cancel(job.id)
+            watched.result(60)
+            assert ended.result(60).state == "canceled"
+        numbers = [first.seq, *(seen.get_nowait().seq for _ in range(seen.qsize()))]
+        assert numbers == [event.seq for event in client.inspect.events(job.id)]

@@ -347,7 +347,10 @@ def finished(job: Job, *, as_json: bool) -> None:
 
 def _how_far(job: Job) -> str:
     if job.terminal or not job.progress.total:
-        return f"{job.counts.generated} pairs" if job.counts.generated else ""
+        counts = job.counts
+        if counts.accepted or counts.rejected:
+            return f"{counts.accepted} of {counts.requested} accepted"
+        return f"{counts.generated} pairs" if counts.generated else ""
     return f"{job.progress.stage} {job.progress.current}/{job.progress.total}"
 
 
