@@ -211,9 +211,10 @@ def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
         return drawn == (other["resolution"], sampler["steps"], sampler["guidance_scale"] > 1.0)
     if isinstance(spec, CaptionedSpec):
         images = len(other["texts"]) * other["images_per_text"]
-        names = ("task", "ddim_steps", "use_diffusion", "dataset_id", "captions", "max_images")
-        mine = tuple(getattr(spec, name) for name in names)
-        return mine == tuple(other[name] for name in names) and len(spec.texts) * spec.images_per_text == images
+        same = ("task", "ddim_steps", "use_diffusion", "dataset_id", "captions", "max_images")
+        if any(getattr(spec, name) != other[name] for name in same):
+            return False
+        return len(spec.texts) * spec.images_per_text == images
     if isinstance(spec, CaptionedTrainingSpec):
         sizes = spec.sizes.model_dump(mode="json")
         return (spec.batch_size, spec.precision, sizes) == (other["batch_size"], other["precision"], other["sizes"])
