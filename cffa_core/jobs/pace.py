@@ -214,7 +214,7 @@ def same_cost(spec: JobSpec, other: dict[str, Any]) -> bool:
         same = ("task", "ddim_steps", "use_diffusion", "dataset_id", "captions", "max_images")
         if any(getattr(spec, name) != other[name] for name in same):
             return False
-        return len(spec.texts) * spec.images_per_text == images
+        return bool(len(spec.texts) * spec.images_per_text == images)
     if isinstance(spec, CaptionedTrainingSpec):
         sizes = spec.sizes.model_dump(mode="json")
         return (spec.batch_size, spec.precision, sizes) == (other["batch_size"], other["precision"], other["sizes"])
