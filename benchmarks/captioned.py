@@ -335,7 +335,7 @@ def _sheet(eyes: Eyes, arms: dict[str, torch.Tensor], path: Path) -> None:
         for column, (arm, index) in enumerate(shown):
             picture = Image.fromarray(arms[arm][index].permute(1, 2, 0).contiguous().numpy())
             made.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (left + column * (CELL + GAP), y))
-    made.quantize(256).save(path, optimize=True)
+    made.quantize(128).save(path, optimize=True)
 
 
 def _tables(result: dict[str, Any]) -> str:

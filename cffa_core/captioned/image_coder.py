@@ -69,7 +69,10 @@ class ImageEncoder(nn.Module):
         last = sizes.image * 2**4
         self.trunk = Trunk(sizes)
         self.squeeze = nn.Conv2d(last, SQUEEZED, 1)
-        self.head = nn.Linear(2 * last + SQUEEZED * LATENT_SIDE**2, sizes.embedding)
+        found = 2 * last + SQUEEZED * LATENT_SIDE**2
+        # All that is found counts alike: else the few maxima of one striking finding become the whole embedding.
+        self.balance = nn.BatchNorm1d(found, affine=False)
+        self.head = nn.Linear(found, sizes.embedding)
         self.norm = nn.BatchNorm1d(sizes.embedding, affine=False, momentum=0.05)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -77,7 +80,7 @@ class ImageEncoder(nn.Module):
         maps = self.trunk(images)
         deep = maps[-1]
         found = torch.cat([deep.mean((2, 3)), deep.amax((2, 3)), self.squeeze(deep).flatten(1)], dim=1)
-        return (self.norm(self.head(found)), *maps)
+        return (self.norm(self.head(self.balance(found))), *maps)
 
 
 class ImageDecoder(nn.Module):
