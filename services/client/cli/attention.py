@@ -13,26 +13,35 @@ import typer
 from services.client.cli import options
 from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars, say
 
+Index = Annotated[int | None, typer.Option(help="Which pair of the seed is drawn and looked into.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Option("--token", help="A word of the prompts that is shown; may be repeated. Default: every one."),
+]
+MapKinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help="cross (where words look) | self (where points look); may be repeated."),
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--point", metavar="X,Y", help="With kind self: a point as fractions, e.g. 0.5,0.4."),
+]
+MapResolution = Annotated[int | None, typer.Option(help="Side to which maps are brought and averaged.")]
+
 
 def attention(
     model: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model folder (OUT/best_checkpoint).")],
     out: Annotated[
         Path, typer.Option("--out", "-o", file_okay=False, help="Folder for the sheet, the maps and the report.")
     ],
-    index: Annotated[int | None, typer.Option(help="Which pair of the seed is drawn and looked into.")] = None,
-    token: Annotated[
-        list[str] | None, typer.Option(help="A word of the prompts that is shown; may be repeated. Default: every one.")
-    ] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="cross (where words look) | self (where points look); may be repeated.")
-    ] = None,
-    point: Annotated[
-        list[str] | None, typer.Option(metavar="X,Y", help="With kind self: a point as fractions, e.g. 0.5,0.4.")
-    ] = None,
+    index: Index = None,
+    token: Words = None,
+    kind: MapKinds = None,
+    point: Points = None,
     place: Annotated[
         list[str] | None, typer.Option(help="down | mid | up; may be repeated. Default: down, up.")
     ] = None,
-    map_resolution: Annotated[int | None, typer.Option(help="Side to which maps are brought and averaged.")] = None,
+    map_resolution: MapResolution = None,
     keep_step: Annotated[
         list[int] | None,
         typer.Option(help="A step of the sampler, from 0, that is kept; may be repeated. Default: all."),

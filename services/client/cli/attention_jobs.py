@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from services.client.cli import options
+from services.client.cli.attention import Index, MapKinds, MapResolution, Points, Words, point_of
 from services.client.cli.jobs import Priority, Watch, posted, submit
 from services.client.cli.options import Key, Url
 from services.client.cli.terminal import AsJson
@@ -14,21 +15,15 @@ from services.client.cli.terminal import AsJson
 
 def submit_attention(
     model: Annotated[str | None, typer.Option(help="Id of a pair model, or of the training job that made it.")] = None,
-    index: Annotated[int | None, typer.Option(help="Which pair of the seed is drawn and looked into.")] = None,
-    token: Annotated[
-        list[str] | None, typer.Option(help="A word of the prompts that is shown; may be repeated. Default: every one.")
-    ] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="cross (where words look) | self (where points look); may be repeated.")
-    ] = None,
-    point: Annotated[
-        list[str] | None, typer.Option(metavar="X,Y", help="With kind self: a point as fractions, e.g. 0.5,0.4.")
-    ] = None,
+    index: Index = None,
+    token: Words = None,
+    kind: MapKinds = None,
+    point: Points = None,
     resolution: options.Resolution = None,
     scheduler: options.Scheduler = None,
     steps: options.SampleSteps = None,
     guidance: options.Guidance = None,
-    map_resolution: Annotated[int | None, typer.Option(help="Side to which maps are brought and averaged.")] = None,
+    map_resolution: MapResolution = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -47,7 +42,7 @@ def submit_attention(
         "index": index,
         "tokens": token or None,
         "kinds": kind or None,
-        "points": [_point(text) for text in point] if point else None,
+        "points": [point_of(text) for text in point] if point else None,
         "resolution": resolution,
         "map_resolution": map_resolution,
         "seed": seed,
@@ -61,14 +56,6 @@ def submit_attention(
         model_id = client.model_of(source).id if source.startswith("job_") else source
         job = client.submit_attention(model_id, settings, priority=priority, asked=options.terms(deadline, keep_days))
         posted(client, job, watch=watch, as_json=as_json)
-
-
-def _point(text: str) -> list[float]:
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no point X,Y", param_hint="--point") from error
-    return [x, y]
 
 
 def register(app: typer.Typer) -> None:
