@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import json
 import tracemalloc
@@ -221,14 +222,20 @@ def test_the_remains_of_a_killed_export_are_cleared(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six times the pairs; a pair of 128 px is 112 kB as arrays, so keeping even half of them would be seen."""
     monkeypatch.setattr(ingest, "KEPT_BYTES", 0)
-    peaks = []
-    for n in (4, 24):
+
+    def peak(n: int) -> int:
+        """The least of three tries: whatever else the process does meanwhile (a thread, a collection) is no part."""
         source = write_folder(tmp_path / f"source{n}", pair_files(n, size=128))
-        tracemalloc.start()
-        export_pairs(source, tmp_path / f"out{n}", "webdataset", shard_pairs=8)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 20 * 112_000 / 4
+        found = []
+        for attempt in range(3):
+            gc.collect()
+            tracemalloc.start()
+            export_pairs(source, tmp_path / f"out{n}-{attempt}", "webdataset", shard_pairs=8)
+            found.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        return min(found)
+
+    assert peak(24) - peak(4) < 20 * 112_000 / 4
 
 
 @pytest.mark.realdata
