@@ -23,6 +23,9 @@ from cffa_core.diffusion.losses import BLUR_KERNEL, blur, erode, high_pass
 FEWEST_CELLS = 100
 # Borders of the bands of spatial frequency, in cycles per side of the image: octaves from layout to capillaries.
 BAND_EDGES = (1.5, 3.0, 6.0, 12.0, 24.0)
+# Decimals of R that are kept. Kernels of numpy's BLAS differ in the twelfth, the noise is float32: with more, the same
+# training would give another model card on another CPU (docs/adr/0004).
+DECIMALS = 6
 
 
 def noise_rotation(pairs: Iterable[dict[str, Moments]]) -> NDArray[np.float64] | None:
@@ -110,7 +113,10 @@ def _taper(valid: torch.Tensor) -> torch.Tensor:
 
 
 def _procrustes(cf: NDArray[Any], fa: NDArray[Any]) -> NDArray[np.float64] | None:
-    """``U V^T`` of the whitened cross-covariance of columns ``(C, N)``, real or complex; None if it says nothing."""
+    """``U V^T`` of the whitened cross-covariance of columns ``(C, N)``, real or complex; None if it says nothing.
+
+    Orthogonal up to the rounding to :data:`DECIMALS`, and so the same whichever BLAS numpy was built with.
+    """
     count = cf.shape[1]
     if count < FEWEST_CELLS:
         return None
@@ -118,7 +124,7 @@ def _procrustes(cf: NDArray[Any], fa: NDArray[Any]) -> NDArray[np.float64] | Non
     if whiten_cf is None or whiten_fa is None:
         return None
     u, _, vt = np.linalg.svd(whiten_fa @ ((fa @ cf.conj().T).real / count) @ whiten_cf)
-    rotation: NDArray[np.float64] = u @ vt
+    rotation: NDArray[np.float64] = np.round(u @ vt, DECIMALS) + 0.0  # no negative zeros
     return rotation
 
 

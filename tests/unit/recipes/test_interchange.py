@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from cffa_core.diffusion.rotation import BAND_EDGES
+from cffa_core.diffusion.rotation import BAND_EDGES, DECIMALS
 from cffa_core.diffusion.sampling import build_scheduler, draw_noise
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, ModelUnavailable
 from cffa_core.jobs.spec import LoraSpec, Method, SamplerSpec, Scheduler, TrainSettings
@@ -183,7 +183,7 @@ def test_an_export_comes_back_as_the_same_model(base: Base, tmp_path: Path) -> N
 def test_the_card_carries_what_no_lora_file_can(base: Base, tmp_path: Path) -> None:
     """The rotations of the noise decide what a pair is: without the card the FA would start elsewhere."""
     model = trained(base, cf_prompt="a", fa_prompt="b", resolution=72)
-    model.noise_rotation = -np.eye(4)
+    model.noise_rotation = np.round(np.linalg.qr(np.random.default_rng(3).standard_normal((4, 4)))[0], DECIMALS)
     model.band_rotations = np.stack([np.eye(4), np.eye(4)[::-1]] * 8)[: len(BAND_EDGES) + 1]
     export_lora(saved(model, tmp_path / "model"), tmp_path / "out")
     files: dict[str, Any] = {"cf": tmp_path / "out" / "cf", "fa": tmp_path / "out" / "fa", "base": base.folder}
