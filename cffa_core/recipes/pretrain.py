@@ -1,4 +1,4 @@
-"""Trains the ``tiny`` base from nothing but phantoms: cache, VAE, latents, U-Net at half and full size, export.
+"""Trains the ``tiny`` base from nothing but phantoms: cache, VAE, latents, U-Net, words, export.
 
 One resumable script: every stage ends in files under ``work`` and is skipped when they exist; inside a stage the last
 checkpoint continues. Without wall-clock caps a resumed run ends in the same weights, bit for bit, as one that was never
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -20,40 +19,18 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT
-from cffa_core.models.tiny import TinyParts, TinySizes, build_parts, fold_latent_statistics
+from cffa_core.models.tiny import TinyParts, build_parts, fold_latent_statistics
 from cffa_core.rng import derive_seed, generator
 
+from .pretrain_config import PretrainConfig, PretrainRun
 from .pretrain_data import Phantoms, cache_phantoms, crops, jitter
 from .pretrain_loop import Budget, Progress, train_stage, write_tensors
 from .pretrain_measure import measure_round_trip, validate_unet, write_card
+from .pretrain_unet import train_unet
+from .pretrain_words import cache_lesions, measure_words, teach_text, train_words
 
 LATENT_SIGMA = 0.06  # deviation of the posterior, in units of the latents' deviation
 LATENT_PULL = 1e-3  # weight of the latents' square beside the reconstruction error
-VAE_BUDGET = Budget(steps=12000, batch=8, lr=8e-4, minutes=30)
-REFINE_BUDGET = Budget(steps=8000, batch=8, lr=3e-4, minutes=10)
-DECODER_BUDGET = Budget(steps=4000, batch=2, lr=5e-4, minutes=12, shards=2)
-SMALL_BUDGET = Budget(steps=6000, batch=16, lr=6e-4, minutes=16)
-LARGE_BUDGET = Budget(steps=12000, batch=4, lr=5e-4, minutes=46)
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Sizes and budgets of the stages. The defaults take about 130 minutes on two idle CPU cores."""
-
-    phantoms: int = 3000
-    large_pairs: int = 1000
-    heldout: int = 48
-    resolution: int = 512
-    crop: int = 128
-    sizes: TinySizes = field(default_factory=TinySizes)
-    vae: Budget = VAE_BUDGET
-    refine: Budget = REFINE_BUDGET
-    decoder: Budget = DECODER_BUDGET
-    small: Budget = SMALL_BUDGET
-    large: Budget = LARGE_BUDGET
-    every: int = 250
-    bf16: bool = True
 
 
 def build_tiny(
@@ -73,7 +50,7 @@ def build_tiny(
     config = config or PretrainConfig()
     progress = on_progress or (lambda *_: None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = _Run(seed, work, config, resume, device, progress)
+    run = PretrainRun(seed, work, config, resume, device, progress)
     parts = build_parts(config.sizes, derive_seed(seed, "tiny", "weights") % 2**32, work / "tokenizer")
     train = cache_phantoms(work, "train", config.phantoms, config.resolution, seed, progress)
     heldout = cache_phantoms(work, "heldout", config.heldout, config.resolution, seed, progress)
@@ -91,27 +68,19 @@ def build_tiny(
         unseen = encode(run, parts.vae, heldout, config.heldout, shrink, "heldout")
         facts[stage] = train_unet(run, stage, parts, latents, train, budget)
         facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
+    facts["text-words"] = teach_text(run, parts, config.text)
+    lesions, unseen_lesions = (
+        cache_lesions(work, split, pairs, config.resolution, seed, progress)
+        for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
+    )
+    facts["unet-words"] = train_words(run, parts, latents, lesions, config.words)
+    facts["unet-words"].update(validate_unet(parts, unseen, heldout.captions, device))
+    facts["words"] = measure_words(parts, unseen, unseen_lesions, device)
     write_card(out, parts, facts, seed=seed, config=config)
     return parts
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What every stage needs to know of the whole run."""
-
-    seed: int
-    work: Path
-    config: PretrainConfig
-    resume: bool
-    device: torch.device
-    progress: Progress
-
-    def autocast(self) -> torch.autocast:
-        """bf16 on the device: about 1.5x faster than fp32 on a CPU that has it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
-
-
-def train_vae(run: _Run, stage: str, vae: AutoencoderKL, phantoms: Phantoms, budget: Budget) -> dict[str, float]:
+def train_vae(run: PretrainRun, stage: str, vae: AutoencoderKL, phantoms: Phantoms, budget: Budget) -> dict[str, float]:
     """Train the VAE on crops for one stage.
 
     Loss: :func:`reconstruction_error` + a pull of the latents towards 0, with the posterior's deviation fixed at
@@ -144,7 +113,7 @@ def train_vae(run: _Run, stage: str, vae: AutoencoderKL, phantoms: Phantoms, bud
     )  # fmt: skip
 
 
-def train_decoder(run: _Run, vae: AutoencoderKL, phantoms: Phantoms) -> dict[str, float]:
+def train_decoder(run: PretrainRun, vae: AutoencoderKL, phantoms: Phantoms) -> dict[str, float]:
     """Train the decoder alone on twice larger crops, with the encoder, and so the latents, as they are.
 
     GroupNorm sees the whole crop: on small ones the decoder learns another brightness than it needs on whole images.
@@ -178,7 +147,7 @@ def reconstruction_error(decoded: torch.Tensor, images: torch.Tensor) -> torch.T
     return error + F.l1_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
 
 
-def standardise(run: _Run, vae: AutoencoderKL, phantoms: Phantoms) -> None:
+def standardise(run: PretrainRun, vae: AutoencoderKL, phantoms: Phantoms) -> None:
     """Fold the latents' statistics over 128 images into the VAE: mean 0, deviation 1, posterior LATENT_SIGMA."""
     vae.eval()
     some = np.linspace(0, 2 * len(phantoms.cf) - 1, min(128, 2 * len(phantoms.cf))).astype(int)
@@ -198,7 +167,7 @@ def sobel(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def vae_mean(run: _Run, vae: AutoencoderKL, images: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
+def vae_mean(run: PretrainRun, vae: AutoencoderKL, images: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
     """Posterior means of (H, W, 3) uint8 images, (B, 4, H/8, W/8) on the CPU."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(run.device).float() / 127.5 - 1
     with run.autocast():
@@ -206,7 +175,9 @@ def vae_mean(run: _Run, vae: AutoencoderKL, images: list[npt.NDArray[np.uint8]])
     return torch.as_tensor(mean.float().cpu())
 
 
-def encode(run: _Run, vae: AutoencoderKL, phantoms: Phantoms, pairs: int, shrink: int, split: str) -> torch.Tensor:
+def encode(
+    run: PretrainRun, vae: AutoencoderKL, phantoms: Phantoms, pairs: int, shrink: int, split: str
+) -> torch.Tensor:
     """Latents of the first ``pairs`` pairs at 1/``shrink`` size, (2 pairs, 4, h, w), kept in ``work``."""
     path = run.work / f"latents-{split}-{shrink}-{pairs}.safetensors"
     if not (run.resume and path.exists()):
@@ -224,59 +195,3 @@ def encode(run: _Run, vae: AutoencoderKL, phantoms: Phantoms, pairs: int, shrink
         write_tensors(path, {"latents": torch.cat(out)})
     latents: torch.Tensor = load_file(path)["latents"]
     return latents
-
-
-def train_unet(
-    run: _Run, stage: str, parts: TinyParts, latents: torch.Tensor, phantoms: Phantoms, budget: Budget
-) -> dict[str, float]:
-    """Train U-Net and text encoder on ``latents``: epsilon loss, offset noise 0.1, 10 % empty prompts.
-
-    The weight of the error in x0 is SNR clamped to 0.1..5: above as min-SNR-5 (Hang et al. 2023, eq. 8), below as
-    truncated SNR (Salimans & Ho 2022), since the noisiest steps settle aperture, disc and colour. Three prompts in ten
-    are the modality's fixed prompt without findings.
-    """
-    unet, text = parts.unet.to(run.device, memory_format=torch.channels_last), parts.text_encoder.to(run.device)
-    full = tokens(parts, [phantoms.caption(index) for index in range(len(latents))])
-    plain = tokens(parts, [(CF_PROMPT, FA_PROMPT)[index % 2] for index in range(len(latents))])
-    empty = tokens(parts, [""])
-    alpha_bar = parts.scheduler.alphas_cumprod
-
-    def loss(step: int, shard: int) -> torch.Tensor:
-        draws = generator(run.seed, stage, step, shard)
-        rows = torch.randint(len(latents), (budget.per_shard,), generator=draws)
-        kind = torch.rand(budget.per_shard, 1, generator=draws)
-        prompt = torch.where(kind < 0.1, empty, torch.where(kind < 0.4, plain[rows], full[rows]))
-        x0 = latents[rows]
-        noise = torch.randn(x0.shape, generator=draws)
-        noise += 0.1 * torch.randn(*x0.shape[:2], 1, 1, generator=draws)
-        t = torch.randint(1000, (budget.per_shard,), generator=draws)
-        a = alpha_bar[t][:, None, None, None]
-        snr = (a / (1 - a)).flatten()
-        weight = (snr.clamp(0.1, 5) / snr).to(run.device)
-        noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(run.device).contiguous(memory_format=torch.channels_last)
-        with run.autocast():
-            context = text(prompt.to(run.device)).last_hidden_state
-            predicted = unet(noisy, t.to(run.device), encoder_hidden_states=context).sample
-        error = (predicted.float() - noise.to(run.device)).square().mean((1, 2, 3))
-        return torch.as_tensor((weight * error).mean())
-
-    facts = train_stage(
-        stage,
-        run.work,
-        {"unet": unet, "text_encoder": text},
-        loss,
-        budget,
-        resume=run.resume,
-        every=run.config.every,
-        ema=0.997,
-        progress=run.progress,
-    )
-    unet.eval()
-    text.eval()
-    return facts
-
-
-def tokens(parts: TinyParts, prompts: list[str]) -> torch.Tensor:
-    """Token ids (B, 77), padded with the end token."""
-    batch = parts.tokenizer(prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-    return torch.as_tensor(batch.input_ids)

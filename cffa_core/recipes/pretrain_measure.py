@@ -21,7 +21,7 @@ from cffa_core.models.tiny import TinyParts, export_tiny, parameter_count
 from cffa_core.rng import cpu_model, generator
 
 if TYPE_CHECKING:
-    from .pretrain import PretrainConfig
+    from .pretrain_config import PretrainConfig
 
 Image = npt.NDArray[np.uint8]
 
@@ -109,15 +109,17 @@ def write_card(
     trip = facts["round trip"]
     stages = [
         f"| {name} | {facts[name]['steps']:.0f} | {facts[name]['seconds'] / 60:.1f} | {facts[name]['loss']:.4f} |"
-        for name in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large")
+        for name in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words")
     ]
     validation = [
         f"| {label} | " + " | ".join(f"{facts[name][f'val {t}']:.4f}" for t in (200, 500, 800)) + " |"
         for name, label in (
             ("unet-small", f"after {config.resolution // 2} px"),
             ("unet-large", f"after {config.resolution} px"),
+            ("unet-words", "after words"),
         )
     ]
+    words = [f"| {name} | {ratio:.2f} |" for name, ratio in facts["words"].items()]
     machine = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of an {cpu_model()}"
     )
@@ -131,6 +133,7 @@ def write_card(
         half=config.resolution // 2,
         stages="\n".join(stages),
         validation="\n".join(validation),
+        words="\n".join(words),
         **{name: f"{value:.2f}" for name, value in counts.items()},
         **{
             name.replace(" ", "_"): f"{value:.3f}" if "dice" in name else f"{value:.1f}" for name, value in trip.items()
@@ -169,7 +172,9 @@ VAE: L1 + Sobel L1 + L1 of 8x8 means on crops with colour jitter, with the poste
 latent channel has mean 0 and deviation 1 (scaling_factor 1).
 
 U-Net: epsilon, error in x0 weighted with SNR clamped to 0.1..5, offset noise 0.1, EMA 0.997, 10 % empty prompts; at
-{half} px, then at {resolution} px. The noise schedule ends at beta 0.02 (docs/tiny-base.md says why).
+{half} px, then at {resolution} px. Then its words: the text encoder alone learns to tell what a prompt names, and U-Net
+and encoder train on with lesion cells counted more (`cffa_core.recipes.pretrain_words`). The noise schedule ends at
+beta 0.02 (docs/tiny-base.md says why).
 
 ## Measured on held-out phantoms
 
@@ -182,12 +187,18 @@ Mean squared error of the U-Net's epsilon with fixed draws:
 |---|---|---|---|
 {validation}
 
+The same error on cells of a finding, without the finding's word over with it (1: the word means nothing):
+
+| | ratio |
+|---|---|
+{words}
+
 ## Use
 
 512x512, 30-50 DDIM steps, guidance 1 to 3. Prompts it knows: "A high quality color fundus photograph, retinal
 structure" and "A high quality fluorescein angiography image, bright retinal vessels", each optionally followed by ",
-with haemorrhages, exudates, microaneurysms", ", with leakage, late phase", ", early phase" and the like. Any other text
-tokenises but means little to it.
+with haemorrhages, exudates, microaneurysms", ", with leakage, late phase", ", early phase" and the like, and findings
+as words alone. Any other text tokenises but means little to it.
 
 ## Limits
 

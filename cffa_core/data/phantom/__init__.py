@@ -6,6 +6,7 @@ What a phantom cannot do: it is no model of disease and no substitute for photog
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,10 +27,13 @@ __all__ = [
     "FA_PROMPT",
     "FINDINGS",
     "PHASES",
+    "SEEN_IN",
+    "WORDS",
     "Eye",
     "Phantom",
     "Phase",
     "contact_sheet",
+    "make_caption",
     "make_phantom",
     "write_phantoms",
 ]
@@ -38,9 +42,12 @@ CF_PROMPT = "A high quality color fundus photograph, retinal structure"
 FA_PROMPT = "A high quality fluorescein angiography image, bright retinal vessels"
 FINDINGS = lesions.FINDINGS
 PHASES: tuple[Phase, ...] = ("early", "mid", "late")
-_WORDS = {"haemorrhage": "haemorrhages", "exudate": "exudates", "microaneurysm": "microaneurysms", "leakage": "leakage"}
-_SEEN_IN_CF = ("haemorrhage", "exudate", "microaneurysm")
-_SEEN_IN_FA = ("haemorrhage", "microaneurysm", "leakage")
+# How captions say a finding, and which findings the captions of each modality name.
+WORDS = {"haemorrhage": "haemorrhages", "exudate": "exudates", "microaneurysm": "microaneurysms", "leakage": "leakage"}
+SEEN_IN: Mapping[str, tuple[str, ...]] = {
+    "cf": ("haemorrhage", "exudate", "microaneurysm"),
+    "fa": ("haemorrhage", "microaneurysm", "leakage"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,6 @@ def make_phantom(
     cf, valid_cf = render_cf(scene)
     fa, valid_fa = render_fa(scene, chosen_phase)
     seen = valid_cf | valid_fa
-    cf_words = [_WORDS[f] for f in _SEEN_IN_CF if f in chosen]
-    fa_words = [*(_WORDS[f] for f in _SEEN_IN_FA if f in chosen), f"{chosen_phase} phase"]
     return Phantom(
         name=f"phantom_{seed}",
         seed=seed,
@@ -105,9 +110,20 @@ def make_phantom(
         findings=tuple(f for f in FINDINGS if f in chosen),
         phase=chosen_phase,
         eye=eye.eye,
-        cf_caption=CF_PROMPT + (f", with {', '.join(cf_words)}" if cf_words else ""),
-        fa_caption=FA_PROMPT + (", with " if len(fa_words) > 1 else ", ") + ", ".join(fa_words),
+        cf_caption=make_caption("cf", chosen),
+        fa_caption=make_caption("fa", chosen, chosen_phase),
     )
+
+
+def make_caption(modality: str, findings: Collection[str], phase: Phase | None = None) -> str:
+    """What a caption says of an image (``cf`` or ``fa``) with these findings, and of its phase where it is told.
+
+    Findings that the modality does not show are not named.
+    """
+    words = [WORDS[f] for f in SEEN_IN[modality] if f in findings]
+    ending = [*words, f"{phase} phase"] if phase else words
+    prompt = CF_PROMPT if modality == "cf" else FA_PROMPT
+    return ", with ".join((prompt, ", ".join(ending))) if words else ", ".join((prompt, *ending))
 
 
 def _history(seed: int, findings: frozenset[str] | None, phase: Phase | None) -> tuple[frozenset[str], Phase]:

@@ -1,0 +1,140 @@
+"""The stages that teach ``tiny`` its words: where lesions are, what prompts say, and that words come to matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, PHASES, SEEN_IN, make_caption, make_phantom
+from cffa_core.models.base import load_base
+from cffa_core.models.tiny import MICRO, TinyParts, build_parts
+from cffa_core.recipes.pretrain_config import PretrainConfig, PretrainRun
+from cffa_core.recipes.pretrain_loop import Budget
+from cffa_core.recipes.pretrain_unet import epsilon_error
+from cffa_core.recipes.pretrain_words import Lesions, cache_lesions, measure_words, teach_text, train_words
+from cffa_core.rng import derive_seed
+
+PAIRS, RESOLUTION = 4, 128
+
+
+def quiet(stage: str, done: int, total: int, loss: float) -> None:
+    """Nobody looks."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> TinyParts:
+    return build_parts(MICRO, 5, tmp_path / "tokenizer")
+
+
+def run_of(work: Path) -> PretrainRun:
+    return PretrainRun(3, work, PretrainConfig(sizes=MICRO, bf16=False), False, torch.device("cpu"), quiet)
+
+
+def test_cells_are_where_the_masks_are(tmp_path: Path) -> None:
+    lesions = cache_lesions(tmp_path, "train", PAIRS, RESOLUTION, 4, quiet)
+    found = set()
+    for index in range(PAIRS):
+        phantom = make_phantom(derive_seed(4, "tiny", "train", index), RESOLUTION)
+        assert PHASES[int(lesions.phase[index])] == phantom.phase
+        for place, finding in enumerate(FINDINGS):
+            marked = {(y // 8, x // 8) for y, x in np.argwhere(phantom.masks[finding])}
+            cells = {(y, x) for y, x in torch.nonzero(lesions.cells[index, place]).tolist()}
+            assert marked <= cells and all(min(abs(y - v) + abs(x - u) for v, u in marked) <= 2 for y, x in cells), (
+                "a cell no lesion touches"
+            )
+            found |= {finding} if marked else set()
+        for row, modality in ((2 * index, "cf"), (2 * index + 1, "fa")):
+            assert set(lesions.findings(row)) <= set(phantom.findings)
+            named = [f for f in phantom.findings if phantom.masks[f].any()]
+            assert lesions.prompt(row, phase=modality == "fa") == make_caption(
+                modality, named, phantom.phase if modality == "fa" else None
+            )
+    assert len(found) >= 2, "the eyes of this test must have lesions"
+    path = next(tmp_path.glob("lesions-*.safetensors"))
+    before = path.stat().st_mtime_ns
+    again = cache_lesions(tmp_path, "train", PAIRS, RESOLUTION, 4, quiet)
+    assert torch.equal(again.cells, lesions.cells) and path.stat().st_mtime_ns == before
+
+
+def test_a_photograph_is_not_told_of_leakage_nor_an_angiogram_of_exudates() -> None:
+    cells = torch.ones(1, len(FINDINGS), 2, 2, dtype=torch.bool)
+    lesions = Lesions(cells, torch.tensor([PHASES.index("mid")]))
+    assert lesions.prompt(0, phase=False) == f"{CF_PROMPT}, with haemorrhages, exudates, microaneurysms"
+    assert lesions.prompt(1, phase=True) == f"{FA_PROMPT}, with haemorrhages, microaneurysms, leakage, mid phase"
+    assert lesions.prompt(1, phase=False, without="leakage") == f"{FA_PROMPT}, with haemorrhages, microaneurysms"
+    assert make_caption("fa", []) == FA_PROMPT and make_caption("fa", [], "early") == f"{FA_PROMPT}, early phase"
+
+
+def test_the_encoder_learns_to_tell_prompts_apart(parts: TinyParts, tmp_path: Path) -> None:
+    prompts = [make_caption("cf", found) for found in ((), ("haemorrhage",), ("exudate",))]
+
+    @torch.no_grad()
+    def apart() -> float:
+        ids = parts.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        states = torch.nn.functional.normalize(
+            parts.text_encoder(torch.as_tensor(ids)).last_hidden_state.mean(1), dim=1
+        )
+        return min(float((states[a] - states[b]).norm()) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+    before = apart()
+    facts = teach_text(run_of(tmp_path), parts, Budget(steps=120, batch=16, lr=3e-3))
+    assert apart() > 5 * before
+    assert facts["loss"] < 1.3  # two sums of log 2 at the beginning
+
+
+def test_an_error_counts_as_often_as_its_cell_says(parts: TinyParts, tmp_path: Path) -> None:
+    run, x0 = run_of(tmp_path), torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    ids = torch.as_tensor(parts.tokenizer([""] * 4, padding="max_length", max_length=77, return_tensors="pt").input_ids)
+    mask = torch.zeros(4, 8, 8)
+    mask[:, :4, :4] = 1
+
+    @torch.no_grad()
+    def error(cells: torch.Tensor | None) -> torch.Tensor:
+        return epsilon_error(run, parts, x0, ids, torch.Generator().manual_seed(2), cells)
+
+    everywhere, inside = error(None), error(mask)
+    torch.testing.assert_close(error(torch.ones(4, 8, 8)), everywhere)
+    torch.testing.assert_close(error(1 + 10 * mask), everywhere + 10 * inside)
+    assert (inside > 0).all() and (inside < everywhere).all()
+
+
+def test_in_the_shipped_base_words_mean_lesions() -> None:
+    """On eyes it never saw: the noise on a lesion's cells is guessed better when the prompt names the lesion."""
+    base = load_base("tiny")
+    latents, cells = [], []
+    eyes = [
+        make_phantom(
+            derive_seed("words of the shipped base", index), 512, findings=frozenset(SEEN_IN["fa"]), phase="late"
+        )
+        for index in range(3)
+    ]
+    for eye in eyes:
+        for image in (eye.cf, np.repeat(eye.fa[..., None], 3, axis=2)):
+            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            latents.append(base.encode_images(pixels)[0][0])
+        cells.append(torch.stack([torch.from_numpy(eye.masks[f]) for f in FINDINGS]))
+    marked = torch.nn.functional.max_pool2d(torch.stack(cells).float(), 8).bool()
+    lesions = Lesions(marked, torch.full((len(eyes),), PHASES.index("late")))
+    scheduler = DDIMScheduler.from_config(base.scheduler_config)
+    parts = TinyParts(base.tokenizer, base.text_encoder, base.vae, base.unet, scheduler)
+    found = measure_words(parts, torch.stack(latents), lesions, torch.device("cpu"))
+    assert min(found["cf haemorrhage"], found["fa haemorrhage"], found["fa leakage"]) > 1.03, found
+
+
+def test_without_any_lesion_it_trains_all_the_same(parts: TinyParts, tmp_path: Path) -> None:
+    healthy = Lesions(torch.zeros(2, len(FINDINGS), 8, 8, dtype=torch.bool), torch.zeros(2, dtype=torch.long))
+    facts = train_words(run_of(tmp_path), parts, torch.zeros(4, 4, 8, 8), healthy, Budget(steps=2, batch=2, lr=1e-3))
+    assert facts["steps"] == 2 and measure_words(parts, torch.zeros(4, 4, 8, 8), healthy, torch.device("cpu")) == {}
