@@ -73,8 +73,9 @@ def build_tiny(
         cache_lesions(work, split, pairs, config.resolution, seed, progress)
         for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
     )
-    facts["unet-words"] = train_words(run, parts, latents, lesions, config.words)
-    facts["unet-words"].update(validate_unet(parts, unseen, heldout.captions, device))
+    for stage, budget in (("unet-words", config.words), ("unet-settled", config.settle)):
+        facts[stage] = train_words(run, stage, parts, latents, lesions, budget)
+        facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
     facts["words"] = measure_words(parts, unseen, unseen_lesions, device)
     write_card(out, parts, facts, seed=seed, config=config)
     return parts

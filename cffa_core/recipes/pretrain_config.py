@@ -17,12 +17,14 @@ DECODER_BUDGET = Budget(steps=4000, batch=2, lr=5e-4, minutes=12, shards=2)
 SMALL_BUDGET = Budget(steps=6000, batch=16, lr=6e-4, minutes=16)
 LARGE_BUDGET = Budget(steps=12000, batch=4, lr=5e-4, minutes=46)
 TEXT_BUDGET = Budget(steps=400, batch=24, lr=1e-3)
-WORDS_BUDGET = Budget(steps=3600, batch=4, lr=3e-4, minutes=100)
+WORDS_BUDGET = Budget(steps=3600, batch=4, lr=3e-4, minutes=60)
+
+SETTLE_BUDGET = Budget(steps=3600, batch=4, lr=3e-4, minutes=30)
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Sizes and budgets of the stages. The defaults take about four hours on two idle CPU cores."""
+    """Sizes and budgets of the stages. The defaults take about three hours on two idle CPU cores."""
 
     phantoms: int = 3000
     large_pairs: int = 1000
@@ -37,6 +39,7 @@ class PretrainConfig:
     large: Budget = LARGE_BUDGET
     text: Budget = TEXT_BUDGET
     words: Budget = WORDS_BUDGET
+    settle: Budget = SETTLE_BUDGET
     every: int = 250
     bf16: bool = True
 

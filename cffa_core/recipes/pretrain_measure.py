@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .pretrain_config import PretrainConfig
 
 Image = npt.NDArray[np.uint8]
+STAGES = (
+    "vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words", "unet-settled",
+)  # fmt: skip
 
 
 def ridges(image: Image, *, dark: bool, keep: float = 0.12) -> npt.NDArray[np.bool_]:
@@ -109,7 +112,16 @@ def write_card(
     trip = facts["round trip"]
     stages = [
         f"| {name} | {facts[name]['steps']:.0f} | {facts[name]['seconds'] / 60:.1f} | {facts[name]['loss']:.4f} |"
-        for name in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words")
+        for name in (
+            "vae",
+            "vae-refine",
+            "vae-decoder",
+            "unet-small",
+            "unet-large",
+            "text-words",
+            "unet-words",
+            "unet-settled",
+        )
     ]
     validation = [
         f"| {label} | " + " | ".join(f"{facts[name][f'val {t}']:.4f}" for t in (200, 500, 800)) + " |"
@@ -117,6 +129,7 @@ def write_card(
             ("unet-small", f"after {config.resolution // 2} px"),
             ("unet-large", f"after {config.resolution} px"),
             ("unet-words", "after words"),
+            ("unet-settled", "at last"),
         )
     ]
     words = [f"| {name} | {ratio:.2f} |" for name, ratio in facts["words"].items()]

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from cffa_core.data.phantom import FINDINGS, PHASES, SEEN_IN, WORDS, make_caption, make_phantom
+from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, PHASES, SEEN_IN, WORDS, make_caption, make_phantom
 from cffa_core.models.tiny import TinyParts
 from cffa_core.rng import derive_seed, generator
 
@@ -32,9 +32,20 @@ from .pretrain_data import Progress
 from .pretrain_loop import Budget, train_stage, write_tensors
 from .pretrain_unet import epsilon_error, tokens
 
-LESION_WEIGHT = 10.0  # added to the weight 1 that every cell has
-LESION_SHARE = 0.75  # of the rows of a batch; about half of all images have lesions
+
+@dataclass(frozen=True)
+class Emphasis:
+    """How much lesions count: ``weight`` is added to their cells' 1, ``share`` of a batch's rows have some for sure."""
+
+    weight: float
+    share: float
+
+
+# First what lesions look like. That alone makes them common and leaves layout behind: discs and apertures went missing
+# from samples. Then all as it is in the data, where about half of the images have lesions.
+LESSONS = {"unet-words": Emphasis(10.0, 0.75), "unet-settled": Emphasis(2.0, 0.0)}
 CELL = 8  # pixels a side
+FORMS = (0.1, 0.25, 0.4, 0.65)  # of prompts: none, bare words, words after the prompt, caption without phase, caption
 MODALITIES = ("cf", "fa")
 BEHIND_THE_WORDS = 40  # position in the prompt; the longest caption has 22 tokens
 
@@ -50,6 +61,10 @@ class Lesions:
         """What image ``row`` of 2N shows: even ones are CF, odd ones FA."""
         seen = SEEN_IN[MODALITIES[row % 2]]
         return tuple(f for f in seen if self.cells[row // 2, FINDINGS.index(f)].any())
+
+    def words(self, row: int) -> str:
+        """All findings of the eye of image ``row``, those too that this image does not show; empty for none."""
+        return ", ".join(WORDS[f] for f, cells in zip(FINDINGS, self.cells[row // 2], strict=True) if cells.any())
 
     def mask(self, row: int) -> torch.Tensor:
         """Cells of image ``row`` with any finding that can be seen in it, (h, w) bool."""
@@ -136,30 +151,34 @@ def _bare(findings: Iterable[str]) -> str:
 
 
 def train_words(
-    run: PretrainRun, parts: TinyParts, latents: torch.Tensor, lesions: Lesions, budget: Budget
+    run: PretrainRun, stage: str, parts: TinyParts, latents: torch.Tensor, lesions: Lesions, budget: Budget
 ) -> dict[str, float]:
-    """Train U-Net and text encoder on ``latents`` (2N, 4, h, w) of pairs with known ``lesions``.
+    """Train U-Net and text encoder on ``latents`` (2N, 4, h, w) of pairs with known ``lesions``, a stage of LESSONS.
 
-    Loss, noise and weights over timesteps are those of :func:`~.pretrain_unet.train_unet`; a cell with a
-    lesion that this modality shows counts ``1 + LESION_WEIGHT`` times. One prompt in ten is empty, one in seven has the
-    bare words; every second angiogram's prompt tells its phase.
+    Loss, noise and weights over timesteps are those of :func:`~.pretrain_unet.train_unet`, but for the cells with a
+    lesion that this modality shows. One prompt in ten is empty; six in ten are the caption, with the phase or without;
+    the others have the words of all findings of the eye, bare or after the modality's prompt: an edit's words go to both
+    images, and an image is not to change by what it does not show.
     """
+    emphasis = LESSONS[stage]
     unet, text = parts.unet.to(run.device, memory_format=torch.channels_last), parts.text_encoder.to(run.device)
     rows = range(len(latents))
+    plain = [CF_PROMPT if row % 2 == 0 else FA_PROMPT for row in rows]
+    words = [lesions.words(row) for row in rows]
+    bare = [said or prompt for said, prompt in zip(words, plain, strict=True)]
+    named = [f"{prompt}, with {said}" if said else prompt for said, prompt in zip(words, plain, strict=True)]
     short, full = ([lesions.prompt(row, phase=phase and row % 2 == 1) for row in rows] for phase in (False, True))
-    bare = [_bare(found) if (found := lesions.findings(row)) else short[row] for row in rows]
-    forms = torch.stack([tokens(parts, prompts) for prompts in ([""] * len(rows), bare, short, full)])
-    weight = torch.stack([1 + LESION_WEIGHT * lesions.mask(row).float() for row in rows])
+    forms = torch.stack([tokens(parts, prompts) for prompts in ([""] * len(rows), bare, named, short, full)])
+    weight = torch.stack([1 + emphasis.weight * lesions.mask(row).float() for row in rows])
     ill = torch.tensor([row for row in rows if lesions.findings(row)], dtype=torch.long)
-    stage = "unet-words"
 
     def loss(step: int, shard: int) -> torch.Tensor:
         draws = generator(run.seed, stage, step, shard)
         anywhere = torch.randint(len(latents), (budget.per_shard,), generator=draws)
         where = torch.randint(max(1, len(ill)), (budget.per_shard,), generator=draws)
-        want_ill = torch.rand(budget.per_shard, generator=draws) < LESION_SHARE
+        want_ill = torch.rand(budget.per_shard, generator=draws) < emphasis.share
         chosen = torch.where(want_ill, ill[where], anywhere) if len(ill) else anywhere
-        form = torch.bucketize(torch.rand(budget.per_shard, generator=draws), torch.tensor([0.1, 0.25, 0.625]))
+        form = torch.bucketize(torch.rand(budget.per_shard, generator=draws), torch.tensor(FORMS))
         error = epsilon_error(run, parts, latents[chosen], forms[form, chosen], draws, weight[chosen])
         return error.mean()
 

@@ -57,7 +57,7 @@ def base_build(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint below WORK.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
 ) -> None:
-    """Train the `tiny` base anew from procedural pairs alone (about two hours on two cores)."""
+    """Train the `tiny` base anew from procedural pairs alone (about three hours on two cores)."""
     from cffa_core.errors import Conflict
     from cffa_core.recipes.pretrain import build_tiny
 

@@ -25,12 +25,13 @@ from cffa_core.models.tiny import (
 from cffa_core.recipes.pretrain import build_tiny, sobel
 from cffa_core.recipes.pretrain_config import PretrainConfig
 from cffa_core.recipes.pretrain_loop import Budget, fraction, learning_rate
+from cffa_core.recipes.pretrain_words import LESSONS
 
 SHIPPED = Path(__file__).parents[3] / "cffa_core" / "assets" / "tiny"
 BUDGET = Budget(steps=5, batch=2, lr=1e-3)
 CONFIG = PretrainConfig(
     phantoms=4, large_pairs=3, heldout=2, resolution=64, crop=32, sizes=MICRO, vae=BUDGET, refine=BUDGET,
-    decoder=BUDGET, small=BUDGET, large=BUDGET, text=BUDGET, words=BUDGET, every=2,
+    decoder=BUDGET, small=BUDGET, large=BUDGET, text=BUDGET, words=BUDGET, settle=BUDGET, every=2,
 )  # fmt: skip
 WEIGHTS = (
     "vae/diffusion_pytorch_model.safetensors",
@@ -72,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resumed_run_ends_in_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    for stage in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words"):
+    for stage in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", *LESSONS):
         with pytest.raises(Interrupted):
             build_tiny(
                 tmp_path / "out",
@@ -104,7 +105,7 @@ def test_card_states_how_it_was_made(finished: Path) -> None:
     assert (
         "seed 3, 4 phantom pairs" in card
         and "| unet-large | 5 |" in card
-        and "| unet-words | 5 |" in card
+        and "| unet-settled | 5 |" in card
         and "{" not in card
     )
 

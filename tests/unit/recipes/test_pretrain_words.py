@@ -136,5 +136,7 @@ def test_in_the_shipped_base_words_mean_lesions() -> None:
 
 def test_without_any_lesion_it_trains_all_the_same(parts: TinyParts, tmp_path: Path) -> None:
     healthy = Lesions(torch.zeros(2, len(FINDINGS), 8, 8, dtype=torch.bool), torch.zeros(2, dtype=torch.long))
-    facts = train_words(run_of(tmp_path), parts, torch.zeros(4, 4, 8, 8), healthy, Budget(steps=2, batch=2, lr=1e-3))
+    facts = train_words(
+        run_of(tmp_path), "unet-words", parts, torch.zeros(4, 4, 8, 8), healthy, Budget(steps=2, batch=2, lr=1e-3)
+    )
     assert facts["steps"] == 2 and measure_words(parts, torch.zeros(4, 4, 8, 8), healthy, torch.device("cpu")) == {}
