@@ -157,8 +157,8 @@ def train_words(
 
     Loss, noise and weights over timesteps are those of :func:`~.pretrain_unet.train_unet`, but for the cells with a
     lesion that this modality shows. One prompt in ten is empty; six in ten are the caption, with the phase or without;
-    the others have the words of all findings of the eye, bare or after the modality's prompt: an edit's words go to both
-    images, and an image is not to change by what it does not show.
+    the others have the words of all findings of the eye, bare or after the modality's prompt: an edit's words go to
+    both images, and an image is not to change by what it does not show.
     """
     emphasis = LESSONS[stage]
     unet, text = parts.unet.to(run.device, memory_format=torch.channels_last), parts.text_encoder.to(run.device)
