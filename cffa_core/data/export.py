@@ -103,7 +103,8 @@ def _writer(kind: ExportFormat, place: Path, source: ExportSource, shard_pairs: 
         return Shards(place, shard_pairs)
     if kind == "imagefolder":
         residuals = any(pair.residual_px is not None for pair in source.pairs)
-        return ImageFolder(place, source.tokens, seeds=source.has_seeds, residuals=residuals)
+        patients = any(pair.patient is not None for pair in source.pairs)
+        return ImageFolder(place, source.tokens, seeds=source.has_seeds, residuals=residuals, patients=patients)
     return Files(FolderSink(place), source.digest, source.origin)
 
 
