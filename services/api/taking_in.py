@@ -49,7 +49,10 @@ class Wanted:
 
     def checked(self) -> Wanted:
         """This with its name stripped and no empty pattern; raises ``InvalidSpec`` naming each bad one."""
-        patterns = {"eye_pattern": self.eye_pattern or None, "patient_pattern": self.patient_pattern or None}
+        patterns: dict[str, Any] = {
+            "eye_pattern": self.eye_pattern or None,
+            "patient_pattern": self.patient_pattern or None,
+        }
         problems = _name_problems(self.name.strip())
         for field, pattern in patterns.items():
             if pattern is not None and len(pattern) > MAX_PATTERN:

@@ -104,5 +104,8 @@ def test_a_check_looks_into_the_pairs(pairs_folder: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["survey"]["summary"]["pairs"] == 6
+    patterns = ["--eye-pattern", "^p0000(.)", "--patient-pattern", "^p0000([01])"]
+    shown = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--quick", *patterns])
+    assert "6 pairs, 6 eyes of 2 known patients, layout: folders" in " ".join(shown.output.split())
     quick = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--json", "--quick"])
     assert "survey" not in json.loads(quick.stdout)

@@ -67,7 +67,9 @@ def check(
         print_json(report)
     else:
         print_report(report)
-        say(f"{len(checked.pairs)} pairs, layout: {checked.layout}, digest: {checked.digest[:16]}")
+        known = "" if checked.patients is None else f" of {checked.patients} known patients"
+        count = f"{len(checked.pairs)} pairs, {checked.eyes} eyes{known}"
+        say(f"{count}, layout: {checked.layout}, digest: {checked.digest[:16]}")
     if not checked.ok:
         raise InvalidDataset(f"{path} would be refused", problems=checked.problems)
 
