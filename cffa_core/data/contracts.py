@@ -46,7 +46,7 @@ class CheckedPair:
     """One pair that passed: CF and FA of the same eye on one pixel grid of ``width`` x ``height``.
 
     ``residual_px`` is the root mean square distance of the good landmarks after registration, in CF pixels; None if
-    the pair came registered. ``masks`` names the masks that came with it.
+    the pair came registered. ``masks`` names the masks that came with it. ``patient`` is None where nobody told it.
     """
 
     name: str
@@ -56,6 +56,15 @@ class CheckedPair:
     registration: Registration
     residual_px: float | None
     masks: tuple[str, ...] = ()
+    patient: str | None = None
+
+
+def undivided(eye: str, patient: str | None) -> str:
+    """A name for what no split cuts in two: all eyes of the patient if it is known, else the eye.
+
+    An eye and a patient that are called alike have two names.
+    """
+    return eye if patient is None else f"patient\x1f{patient}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,6 @@ def safe_names(names: list[str]) -> dict[str, str]:
     return safe
 
 
-def with_eye(pair: CheckedPair, eye: str) -> CheckedPair:
-    """The pair, known to belong to ``eye``."""
-    return replace(pair, eye=eye)
-
-
 def write(
     folder: Path, digest: str, pairs: Iterable[tuple[CheckedPair, PairImages]], *, captions: str = ""
 ) -> dict[str, Any]:
@@ -72,6 +66,7 @@ def write(
                 {
                     "name": pair.name,
                     "eye": pair.eye,
+                    **({} if pair.patient is None else {"patient": pair.patient}),
                     **files,
                     **({"masks": masks} if masks else {}),
                     "width": pair.width,
@@ -176,6 +171,7 @@ def _entry(entry: dict[str, Any]) -> CheckedPair:
         registration=entry["registration"],
         residual_px=None if residual is None else float(residual),
         masks=masks,
+        patient=None if entry.get("patient") is None else str(entry["patient"]),
     )
 
 

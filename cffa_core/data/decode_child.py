@@ -123,20 +123,20 @@ def from_sixteen_bit(image: Image.Image, notes: list[str]) -> Reply:
     return {"shape": list(pixels.shape), "notes": notes}, pixels.tobytes()
 
 
-def eyes(pattern: str, names: list[str]) -> Reply:
-    """Key of each name's eye: the pattern's groups that matched, joined; the whole match if it has no group.
+def matches(pattern: str, names: list[str]) -> Reply:
+    """Key of each name's eye or patient: the pattern's groups that matched, joined; the whole match without a group.
 
     It runs here because a regular expression of a stranger may take forever.
     """
     try:
         compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        return refusal("bad_eye_pattern", f"not a regular expression: {error}")
+        return refusal("bad_pattern", f"not a regular expression: {error}")
     found: list[str | None] = []
     for name in names:
         match = compiled.search(name)
         found.append(None if match is None else "".join(g for g in match.groups() if g) or match.group(0) or None)
-    return {"eyes": found}, b""
+    return {"matches": found}, b""
 
 
 def limit(memory_bytes: int) -> None:
@@ -155,8 +155,8 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         request = json.loads(line)
         data = requests.read(int(request["size"]))
         signal.alarm(int(request["seconds"]))
-        if request["op"] == "eyes":
-            head, body = eyes(request["pattern"], json.loads(data))
+        if request["op"] == "matches":
+            head, body = matches(request["pattern"], json.loads(data))
         else:
             head, body = decode(data, int(request["max_pixels"]), int(request["min_side"]), float(request["max_ratio"]))
         signal.alarm(0)

@@ -25,7 +25,7 @@ CHILD = Path(__file__).with_name("decode_child.py")
 BASE_MEMORY = 768 * 2**20
 BYTES_PER_PIXEL = 16
 # A pattern that matches at all does so in milliseconds; one that does not end is refused after this time.
-EYES_SECONDS = 2
+PATTERN_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class Decoder:
         self._pixels += pixels.shape[0] * pixels.shape[1]
         return Decoded(pixels, tuple(str(note) for note in head["notes"]))
 
-    def eyes(self, pattern: str, names: list[str]) -> list[str | None] | Refused:
-        """Eye of each name by a regular expression: its groups that matched, joined; None where it does not match."""
-        reply = self._ask({"op": "eyes", "pattern": pattern}, json.dumps(names).encode(), EYES_SECONDS)
+    def matches(self, pattern: str, names: list[str]) -> list[str | None] | Refused:
+        """What a regular expression finds in each name: its groups that matched, joined; None if nothing."""
+        reply = self._ask({"op": "matches", "pattern": pattern}, json.dumps(names).encode(), PATTERN_SECONDS)
         if reply is None:
-            return Refused("bad_eye_pattern", "the pattern took too long")
+            return Refused("bad_pattern", "the pattern took too long")
         head, _ = reply
         if "code" in head:
             return Refused(str(head["code"]), str(head["message"]))
-        return list(head["eyes"])
+        return list(head["matches"])
 
     def _ask(self, request: dict[str, Any], data: bytes, seconds: int) -> tuple[dict[str, Any], bytes] | None:
         child = self._child or self._start()

@@ -65,6 +65,8 @@ def export_pairs(
     ``InvalidDataset`` with all problems, ``InvalidSpec``, ``CorruptArtifact``, ``Conflict`` if ``out`` exists, and
     ``StorageUnavailable``; nothing is left behind then.
     """
+    if kind not in CONTENTS:
+        raise no_such_form(kind)
     if shard_pairs < 1:
         raise InvalidSpec(
             "a shard holds at least one pair", problems=(Problem("/shard_pairs", "too_small", "below 1"),)
@@ -95,6 +97,20 @@ def export_pairs(
         return {"out": str(out), **summary.report(), "masks_left_out": list(source.masks_left_out)}
 
 
+def no_such_form(kind: str) -> InvalidSpec:
+    """The refusal of a form that pairs of any origin cannot have; of DICOM with the reason."""
+    message = f"{kind!r} is no form of a data set; take {', '.join(CONTENTS)}"
+    if kind == "dicom":
+        message = (
+            "DICOM is written of generated pairs alone (cffa export JOB|ARCHIVE --form dicom). These pairs may show a "
+            "patient, and name, side of the eye, date and camera would have to be invented: take them from the studies "
+            "that the pairs come from, or another form"
+        )
+    return InvalidSpec(
+        message, problems=(Problem("/format", "not_synthetic" if kind == "dicom" else "unknown", message),)
+    )
+
+
 def _writer(kind: ExportFormat, place: Path, source: ExportSource, shard_pairs: int) -> Writer:
     if kind == "zip":
         return Files(ZipSink(place), source.digest, source.origin)
@@ -103,7 +119,8 @@ def _writer(kind: ExportFormat, place: Path, source: ExportSource, shard_pairs: 
         return Shards(place, shard_pairs)
     if kind == "imagefolder":
         residuals = any(pair.residual_px is not None for pair in source.pairs)
-        return ImageFolder(place, source.tokens, seeds=source.has_seeds, residuals=residuals)
+        patients = any(pair.patient is not None for pair in source.pairs)
+        return ImageFolder(place, source.tokens, seeds=source.has_seeds, residuals=residuals, patients=patients)
     return Files(FolderSink(place), source.digest, source.origin)
 
 

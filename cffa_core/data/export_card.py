@@ -79,6 +79,7 @@ class Summary:
     licence: str | None
     pairs: int = 0
     eyes: set[str] = field(default_factory=set)
+    patients: set[str] = field(default_factory=set)
     sizes: Counter[str] = field(default_factory=Counter)
     masks: Counter[str] = field(default_factory=Counter)
     registrations: Counter[str] = field(default_factory=Counter)
@@ -87,6 +88,7 @@ class Summary:
         """Count one pair."""
         self.pairs += 1
         self.eyes.add(item.pair.eye)
+        self.patients.update([item.pair.patient] if item.pair.patient is not None else [])
         self.sizes[f"{item.pair.width}x{item.pair.height}"] += 1
         self.registrations[item.pair.registration] += 1
         self.masks.update(item.masks.keys())
@@ -232,6 +234,7 @@ def card(summary: Summary, contents: str) -> bytes:
         _description(summary),
         "",
         f"- Pairs: {summary.pairs}, of {len(summary.eyes)} eyes. Never split the pairs of one eye.",
+        *([f"- Known patients: {len(summary.patients)}. Never split the eyes of one."] if summary.patients else []),
         f"- Sizes in pixels: {', '.join(sizes)}{f' and {more} other sizes' if more > 0 else ''}",
         f"- Registration: {', '.join(f'{kind} ({n})' for kind, n in sorted(summary.registrations.items()))}; "
         "`given` pairs came registered, the others were registered from landmarks",

@@ -204,11 +204,12 @@ class ImageFolder:
     or ``valid`` in a path for the name of a split.
     """
 
-    def __init__(self, root: Path, tokens: tuple[str, ...], *, seeds: bool, residuals: bool) -> None:
+    def __init__(self, root: Path, tokens: tuple[str, ...], *, seeds: bool, residuals: bool, patients: bool) -> None:
         self._sink = FolderSink(root)
         self._tokens = tokens
         # Every line has the same columns, so that the first ones tell the types of all.
-        self._left_out = {key for key, kept in (("seed", seeds), ("residual_px", residuals)) if not kept}
+        known = {"seed": seeds, "residual_px": residuals, "patient": patients}
+        self._left_out = {key for key, kept in known.items() if not kept}
         self._lines = (root / "metadata.jsonl").open("w", encoding="utf-8")
         self._entries: list[dict[str, Any]] = []
 
@@ -223,7 +224,7 @@ class ImageFolder:
             entry[f"mask_{token}_file_name"] = None if mask is None else f"mask_{token}/{file}"
             if mask is not None:
                 self.put(f"mask_{token}/{file}", _mask_png(mask))
-        fields = {"seed": None, **_fields(item)}
+        fields = {"seed": None, "patient": None, **_fields(item)}
         entry |= {key: value for key, value in fields.items() if key not in self._left_out}
         self._lines.write(json.dumps(entry) + "\n")
         self._entries.append(entry)
@@ -267,4 +268,6 @@ def _fields(item: ExportPair) -> dict[str, Any]:
     """What is known about a pair, but for its files."""
     fields = asdict(item.pair)
     del fields["masks"]
+    if item.pair.patient is None:
+        del fields["patient"]
     return fields if item.seed is None else {**fields, "seed": item.seed}

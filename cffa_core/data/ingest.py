@@ -1,7 +1,8 @@
 """From a folder or zip that somebody sent to a checked data set: every problem named at once, nothing extracted.
 
-The work is split: ``sources`` streams members, ``layouts`` finds pairs among their names, ``decoding`` decodes images
-in a limited child, ``pair_check`` registers a pair and finds its valid regions, ``dataset_folder`` writes.
+The work is split: ``sources`` streams members, ``layouts`` finds pairs among their names, ``eyes_and_patients`` says
+whose they are, ``decoding`` decodes images in a limited child, ``pair_check`` registers a pair and finds its valid
+regions, ``dataset_folder`` writes.
 Nothing here knows torch, HTTP or the object store.
 """
 
@@ -18,10 +19,11 @@ import numpy as np
 from cffa_core.data import dataset_folder
 from cffa_core.data.captions import Caption, captions_text, counted
 from cffa_core.data.contracts import Bytes, CheckedPair, Layout, Limits, Mask, PairImages, Registration
-from cffa_core.data.decoding import Decoder, Refused
+from cffa_core.data.decoding import Decoder
+from cffa_core.data.eyes_and_patients import EYE_PATTERN, eyes_of, matched_by, patients_of, without_patient
 from cffa_core.data.layouts import Candidate, Found, find_pairs
 from cffa_core.data.pair_check import PairCheck, Registered
-from cffa_core.data.sources import Place, Source, open_source, printable, read_text
+from cffa_core.data.sources import Place, Source, open_source, read_text
 from cffa_core.errors import InvalidDataset, Problem
 
 __all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registration", "check", "open_pairs", "write"]
@@ -37,8 +39,8 @@ class Checked:
     ``registered`` shows some of the pairs that were registered without landmarks; ``notes`` are codes of warnings by
     name of pair.
 
-    ``digest`` is a SHA-256 over names, eyes, pixels, valid regions, and masks and captions (where there are any) of all
-    pairs; the same pairs in another layout, folder or zip have the same digest.
+    ``digest`` is a SHA-256 over names, eyes, pixels, valid regions, and patients, masks and captions (where there are
+    any) of all pairs; the same pairs in another layout, folder or zip have the same digest.
     """
 
     source: Path | Place
@@ -64,6 +66,11 @@ class Checked:
     def eyes(self) -> int:
         """Number of different eyes."""
         return len({pair.eye for pair in self.pairs})
+
+    @property
+    def patients(self) -> int | None:
+        """Number of different patients that are known; None if none is."""
+        return len({pair.patient for pair in self.pairs if pair.patient is not None}) or None
 
     @property
     def captions_text(self) -> str:
@@ -102,6 +109,7 @@ class Checked:
             "counts": {
                 "pairs": len(self.pairs),
                 "eyes": self.eyes,
+                **({} if self.patients is None else {"patients": self.patients}),
                 "problems": len(self.problems),
                 "warnings": len(self.warnings),
             },
@@ -120,6 +128,7 @@ def check(
     limits: Limits | None = None,
     *,
     eye_pattern: str | None = None,
+    patient_pattern: str | None = None,
     auto_register: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
@@ -127,9 +136,10 @@ def check(
 
     ``eye_pattern`` is a regular expression searched in each pair's name; the groups that matched, joined, are the eye
     (the whole match if it has no group). An ``eyes.csv`` or an eye column goes before it; without either each pair is
-    an eye of its own. With ``auto_register`` pairs without landmarks whose vessels do not lie on each other are
-    registered (``auto_registration``); one that cannot be is left out, with a warning ``not_registered``. Raises
-    ``NotFound`` if there is nothing at ``source``.
+    an eye of its own. ``patient_pattern`` finds the patient in the same way, and all pairs of an eye then have that
+    patient; without it patients are not known. With ``auto_register`` pairs without landmarks whose vessels do not lie
+    on each other are registered (``auto_registration``); one that cannot be is left out, with a warning
+    ``not_registered``. Raises ``NotFound`` if there is nothing at ``source``.
     """
     limits = limits or Limits()
     digest = _Digest()
@@ -140,7 +150,11 @@ def check(
     room = KEPT_BYTES
     with open_source(source, limits) as opened, Decoder(limits) as decoder:
         found = _find(opened, limits)
-        eyes = _eyes(found, decoder, eye_pattern)
+        eyes = eyes_of(found, decoder, eye_pattern)
+        patients, wrong_patients = patients_of(eyes, decoder, patient_pattern)
+        found.problems += wrong_patients
+        if patient_pattern is not None and not wrong_patients:
+            found.warnings += without_patient(eyes, patients)
         for index, candidate in enumerate(found.candidates):
             pair_check = PairCheck(opened, decoder, candidate, limits, found.warnings, auto_register=auto_register)
             made, problems = pair_check.run()
@@ -148,7 +162,7 @@ def check(
             if pair_check.shown is not None and len(shown) < MOST_SHOWN:
                 shown.append(pair_check.shown)
             if made is not None:
-                pair = dataset_folder.with_eye(made[0], eyes[candidate.name])
+                pair = replace(made[0], eye=eyes[candidate.name], patient=patients.get(candidate.name))
                 digest.add(pair, made[1])
                 passed.append((pair, candidate))
                 notes[pair.name] = tuple(dict.fromkeys(pair_check.notes))
@@ -193,26 +207,38 @@ def write(checked: Checked, folder: Path) -> dict[str, Any]:
 
 
 def open_pairs(
-    path: Path, *, eye_pattern: str | None = None, on_progress: Callable[[int, int], None] | None = None
+    path: Path,
+    *,
+    eye_pattern: str | None = None,
+    patient_pattern: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[str, list[CheckedPair], Iterator[tuple[CheckedPair, PairImages]]]:
     """Digest, pairs and (one at a time) pixels of a checked folder or of a raw source, at native resolution.
 
-    ``eye_pattern`` as in :func:`check`; on a checked folder it replaces the eyes of the index where it matches. Raises
-    ``InvalidDataset`` with all problems, ``NotFound``, or ``CorruptArtifact`` for a damaged checked folder.
+    Patterns as in :func:`check`; on a checked folder they replace eyes and patients of the index where they match.
+    Raises ``InvalidDataset`` with all problems, ``NotFound``, or ``CorruptArtifact`` for a damaged checked folder.
     """
     if not dataset_folder.is_dataset_folder(path):
-        checked = check(path, eye_pattern=eye_pattern, on_progress=on_progress)
+        checked = check(path, eye_pattern=eye_pattern, patient_pattern=patient_pattern, on_progress=on_progress)
         if not checked.ok:
             raise InvalidDataset(f"{path}: {len(checked.problems)} problem(s)", problems=checked.problems)
         return checked.digest, list(checked.pairs), checked.decoded()
     digest, pairs = dataset_folder.read_index(path)
-    if eye_pattern is not None:
-        with Decoder(Limits()) as decoder:
-            matched = decoder.eyes(eye_pattern, [pair.name for pair in pairs])
-        if isinstance(matched, Refused):
-            raise InvalidDataset(matched.message, problems=(Problem("/eye_pattern", matched.code, matched.message),))
-        pairs = [dataset_folder.with_eye(pair, eye or pair.eye) for pair, eye in zip(pairs, matched, strict=True)]
+    if eye_pattern is not None or patient_pattern is not None:
+        pairs = _renamed(pairs, eye_pattern, patient_pattern)
     return digest, pairs, dataset_folder.read_pairs(path, pairs)
+
+
+def _renamed(pairs: list[CheckedPair], eye_pattern: str | None, patient_pattern: str | None) -> list[CheckedPair]:
+    """Checked pairs with the eyes and patients that the patterns find in their names."""
+    known = {pair.name: pair.patient for pair in pairs if pair.patient is not None}
+    with Decoder(Limits()) as decoder:
+        matched, problems = matched_by(decoder, eye_pattern, [pair.name for pair in pairs], EYE_PATTERN)
+        eyes = {pair.name: matched.get(pair.name, pair.eye) for pair in pairs}
+        patients, wrong = patients_of(eyes, decoder, patient_pattern, known)
+    if problems := [*problems, *wrong]:
+        raise InvalidDataset(problems[0].message, problems=tuple(problems))
+    return [replace(pair, eye=eyes[pair.name], patient=patients.get(pair.name)) for pair in pairs]
 
 
 def _find(source: Source, limits: Limits) -> Found:
@@ -229,28 +255,13 @@ def _find(source: Source, limits: Limits) -> Found:
     return found
 
 
-def _eyes(found: Found, decoder: Decoder, pattern: str | None) -> dict[str, str]:
-    """Eye of each candidate: column or eyes.csv, else the pattern, else its own name."""
-    names = [candidate.name for candidate in found.candidates]
-    matched: dict[str, str] = {}
-    if pattern is not None:
-        answer = decoder.eyes(pattern, names)
-        if isinstance(answer, Refused):
-            found.problems.append(Problem("/eye_pattern", answer.code, answer.message))
-        else:
-            matched = {name: eye for name, eye in zip(names, answer, strict=True) if eye}
-    own = {candidate.name: candidate.eye for candidate in found.candidates if candidate.eye}
-    chosen = {name: found.eyes.get(name) or own.get(name) or matched.get(name) or name for name in names}
-    return {name: printable(eye) for name, eye in chosen.items()}
-
-
 def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
     """Each finding once, in order of file."""
     return tuple(sorted(set(problems), key=lambda problem: (problem.pointer, problem.code, problem.message)))
 
 
 class _Digest:
-    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions, masks; then over the captions."""
+    """SHA-256 over the pairs in order: names, eyes, pixels, valid regions, masks, patients; then over the captions."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256(b"cffa-dataset/1")
@@ -264,6 +275,8 @@ class _Digest:
         for name in sorted(images.masks):
             self._hash.update(f"\x1f{name}\x1f".encode())
             self._hash.update(self._packed(images.masks[name]).data)
+        if pair.patient is not None:  # a data set of which none is known keeps the digest that it always had
+            self._hash.update(f"\x1fpatient=\x1f{pair.patient}".encode())
 
     def add_captions(self, text: str) -> None:
         """Add the captions of all pairs; a data set without any keeps the digest that it always had."""

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from cffa_core.data.contracts import Bytes, CheckedPair, Mask, PairImages
+from cffa_core.data.contracts import Bytes, CheckedPair, Mask, PairImages, undivided
 from cffa_core.data.dataset_folder import is_dataset_folder, read_split
 from cffa_core.data.ingest import open_pairs
 from cffa_core.errors import InvalidDataset, Problem
@@ -32,8 +32,9 @@ class Pair:
     """One registered pair of one eye, at one resolution.
 
     ``cf`` (3, H, W) and ``fa`` (1, H, W) are float32 in [-1, 1]; ``valid_cf`` and ``valid_fa`` (1, H, W) are bool: the
-    area that each modality saw. Invalid pixels are black (-1) where padding made them. ``masks`` (H, W) bool are those
-    that came with the data set, by name (``vessel``, ``disc`` ...), as far as they were asked for.
+    area that each modality saw. ``patient`` is None if it is not known. Invalid pixels are black (-1) where padding
+    made them. ``masks`` (H, W) bool are those that came with the data set, by name (``vessel``, ``disc`` ...), as far
+    as they were asked for.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Pair:
     valid_cf: torch.Tensor
     valid_fa: torch.Tensor
     masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    patient: str | None = None
 
 
 class PairSet(Sequence[Pair]):
@@ -92,21 +94,22 @@ class PairSet(Sequence[Pair]):
         return train, validation
 
     def split_by_eye(self, holdout: float, seed: int) -> tuple[PairSet, PairSet]:
-        """Split into (train, held out) without cutting an eye; the same seed gives the same split.
+        """Split into (train, held out) without cutting an eye, or a patient if it is known.
 
         ``holdout`` is the fraction of EYES held out, rounded, but at least one (and never all) if it is above 0 and
-        there are two eyes or more. With 0, or a single eye, nothing is held out. Raises ``ValueError`` outside [0, 1).
+        there are two eyes or more; all eyes of a known patient count as one. With 0, or a single eye, nothing is held
+        out. The same seed gives the same split. Raises ``ValueError`` outside [0, 1).
         """
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout must be in [0, 1), not {holdout}")
-        eyes = list(self.eyes)
+        whole = sorted({undivided(pair.eye, pair.patient) for pair in self._pairs})
         count = 0
-        if holdout > 0 and len(eyes) > 1:
-            count = min(max(1, round(holdout * len(eyes))), len(eyes) - 1)
-        random.Random(derive_seed(seed, "split_by_eye")).shuffle(eyes)
-        held = set(eyes[:count])
-        train = [pair for pair in self._pairs if pair.eye not in held]
-        out = [pair for pair in self._pairs if pair.eye in held]
+        if holdout > 0 and len(whole) > 1:
+            count = min(max(1, round(holdout * len(whole))), len(whole) - 1)
+        random.Random(derive_seed(seed, "split_by_eye")).shuffle(whole)
+        held = set(whole[:count])
+        train = [pair for pair in self._pairs if undivided(pair.eye, pair.patient) not in held]
+        out = [pair for pair in self._pairs if undivided(pair.eye, pair.patient) in held]
         return PairSet(train, self.digest), PairSet(out, self.digest)
 
 
@@ -116,6 +119,7 @@ def load_pairs(
     crop_to_common: bool = False,
     *,
     eye_pattern: str | None = None,
+    patient_pattern: str | None = None,
     masks: Collection[str] | None = ("vessel",),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PairSet:
@@ -127,7 +131,9 @@ def load_pairs(
     Raises ``InvalidDataset`` with all problems, ``NotFound``, or ``CorruptArtifact`` for a damaged checked folder.
     """
     split = read_split(path) if is_dataset_folder(path) else None
-    digest, _, decoded = open_pairs(path, eye_pattern=eye_pattern, on_progress=on_progress)
+    digest, _, decoded = open_pairs(
+        path, eye_pattern=eye_pattern, patient_pattern=patient_pattern, on_progress=on_progress
+    )
     pairs: list[Pair] = []
     apart: list[Problem] = []
     for checked, images in decoded:
@@ -198,6 +204,7 @@ def to_pair(checked: CheckedPair, images: PairImages, resolution: int) -> Pair:
         valid_cf=torch.from_numpy(sized.valid_cf.copy())[None],
         valid_fa=torch.from_numpy(sized.valid_fa.copy())[None],
         masks={name: torch.from_numpy(marked.copy()) for name, marked in sized.masks.items()},
+        patient=checked.patient,
     )
 
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from cffa_core.data.contracts import CheckedPair
+from cffa_core.data.contracts import CheckedPair, undivided
 from cffa_core.data.dataset_folder import files_of
 from cffa_core.errors import InvalidSpec, Problem
 
@@ -24,21 +24,25 @@ Split = dict[str, list[str]]
 def split_by_fraction(pairs: Sequence[CheckedPair], fractions: Mapping[Part, float], seed: int) -> Split:
     """Names of pairs for train, validation and test, so that about the given fractions of the EYES are in each.
 
-    Fractions are taken relative to their sum. Every part with a fraction above 0 gets an eye at least. The same eyes
-    and seed give the same split, in whatever order the pairs come. Raises ``InvalidSpec`` if there are too few eyes.
+    All eyes of a known patient stay together and count as one. Fractions are taken relative to their sum. Every part
+    with a fraction above 0 gets an eye at least. The same eyes and seed give the same split, in whatever order the
+    pairs come. Raises ``InvalidSpec`` if there are too few eyes (or patients).
     """
     wanted = {part: float(fractions.get(part, 0.0)) for part in PARTS}
     some = [part for part in PARTS if wanted[part] > 0]
-    eyes = sorted({pair.eye for pair in pairs})
-    if wanted["train"] <= 0 or len(eyes) < len(some):
-        message = f"{len(eyes)} eyes cannot be split into {len(some)} parts of which one is train"
+    whole = sorted({undivided(pair.eye, pair.patient) for pair in pairs})
+    if wanted["train"] <= 0 or len(whole) < len(some):
+        known = any(pair.patient is not None for pair in pairs)
+        what = "patients (and eyes of unknown ones)" if known else "eyes"
+        message = f"{len(whole)} {what} cannot be split into {len(some)} parts of which one is train"
         raise InvalidSpec(message, problems=(Problem("/split", "too_few_eyes", message),))
-    random.Random(int.from_bytes(hashlib.sha256(f"split by eye {seed}".encode()).digest(), "big")).shuffle(eyes)
-    counts = _counts(len(eyes), {part: wanted[part] for part in some})
-    chosen: dict[str, list[str]] = {}
+    random.Random(int.from_bytes(hashlib.sha256(f"split by eye {seed}".encode()).digest(), "big")).shuffle(whole)
+    counts = _counts(len(whole), {part: wanted[part] for part in some})
+    of: dict[str, str] = {}
     for part in PARTS:
-        chosen[part], eyes = eyes[: counts.get(part, 0)], eyes[counts.get(part, 0) :]
-    return split_by_eyes(pairs, chosen)
+        taken, whole = whole[: counts.get(part, 0)], whole[counts.get(part, 0) :]
+        of |= dict.fromkeys(taken, part)
+    return {part: [pair.name for pair in pairs if of[undivided(pair.eye, pair.patient)] == part] for part in PARTS}
 
 
 def _counts(total: int, shares: Mapping[Part, float]) -> dict[Part, int]:
@@ -58,7 +62,8 @@ def _counts(total: int, shares: Mapping[Part, float]) -> dict[Part, int]:
 def split_by_eyes(pairs: Sequence[CheckedPair], eyes: Mapping[str, Collection[str]]) -> Split:
     """Names of pairs for train, validation and test from the eyes of each; pairs of other eyes are in none.
 
-    Raises ``InvalidSpec`` naming every eye that is unknown or in two parts, and if there is nothing to train on.
+    Raises ``InvalidSpec`` naming every eye that is unknown or in two parts, every known patient whose eyes are in two
+    parts, and if there is nothing to train on.
     """
     known = {pair.eye for pair in pairs}
     problems = [
@@ -72,11 +77,26 @@ def split_by_eyes(pairs: Sequence[CheckedPair], eyes: Mapping[str, Collection[st
             if eye in of:
                 problems.append(Problem(f"/split/{part}", "eye_in_two_parts", f"the eye {eye!r} is in {of[eye]} too"))
             of.setdefault(eye, part)
+    problems += _divided(pairs, of)
     if not eyes.get("train"):
         problems.append(Problem("/split/train", "empty", "name at least one eye to train on"))
     if problems:
         raise InvalidSpec("the split is not one by eye; see errors", problems=tuple(problems))
     return {part: [pair.name for pair in pairs if of.get(pair.eye) == part] for part in PARTS}
+
+
+def _divided(pairs: Sequence[CheckedPair], of: Mapping[str, str]) -> list[Problem]:
+    """Problems that name each known patient whose eyes are in two parts, at the later of them."""
+    parts: dict[str, set[str]] = {}
+    for pair in pairs:
+        if pair.patient is not None and pair.eye in of:
+            parts.setdefault(pair.patient, set()).add(of[pair.eye])
+    problems = []
+    for patient, found in sorted(parts.items()):
+        first, *others = [part for part in PARTS if part in found]
+        message = f"eyes of the patient {patient!r} are in {first} too; all eyes of a patient go into one part"
+        problems += [Problem(f"/split/{part}", "patient_in_two_parts", message) for part in others]
+    return problems
 
 
 def without(pairs: Sequence[CheckedPair], reject: Collection[str]) -> list[CheckedPair]:
@@ -104,9 +124,9 @@ def version_index(
 ) -> dict[str, Any]:
     """The dataset.json of a version: entries of ``kept`` (in order) out of ``index``, the split, and the digest.
 
-    The digest is a SHA-256 over names, eyes, the SHA-256 of each stored file (``sha256``, by name), the split, and the
-    SHA-256 of the ``captions`` if there are any: two versions are equal if and only if they hold the same pairs, with
-    the same images and captions, for the same purposes.
+    The digest is a SHA-256 over names, eyes, the SHA-256 of each stored file (``sha256``, by name), the split, the
+    patients that are known, and the SHA-256 of the ``captions`` if there are any: two versions are equal if and only if
+    they hold the same pairs, with the same images and captions, for the same purposes.
     """
     entries = {entry["name"]: entry for entry in index["pairs"]}
     chosen = [entries[pair.name] for pair in kept]
@@ -114,6 +134,7 @@ def version_index(
         "pairs": [[entry["name"], entry["eye"], [sha256[file] for file in files_of(entry)]] for entry in chosen],
         "split": split,
         **({} if captions is None else {"captions": captions}),
+        **({"patients": patients} if (patients := {e["name"]: e["patient"] for e in chosen if "patient" in e}) else {}),
     }
     text = json.dumps(["cffa-dataset-version/1", content], sort_keys=True, separators=(",", ":"))
     made = {**index, "digest": hashlib.sha256(text.encode()).hexdigest(), "pairs": chosen}

@@ -40,6 +40,7 @@ LATERALITY = re.compile(r"[-_. ]*(?:\b|(?<=[-_. \d]))(?:od|os|ou|left|right|l|r)
 class PairFindings:
     """What was found in one pair. Shares are of the image's area; ``shift_px`` is in its own pixels.
 
+    ``patient`` is a guess by the eye's name where it is not known.
     ``shift_px``, ``vessel_dice`` and ``ridge_correlation`` are None where CF and FA saw too little in common.
     """
 
@@ -139,7 +140,7 @@ def _look(pair: CheckedPair, images: PairImages, notes: Collection[str]) -> Pair
     return PairFindings(
         name=pair.name,
         eye=pair.eye,
-        patient=patient_of(pair.eye),
+        patient=pair.patient or patient_of(pair.eye),
         width=pair.width,
         height=pair.height,
         shift_px=_rounded(moved, 2),

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, Expired, InvalidSpec, NotFound, Problem
 from cffa_core.jobs.schema import jobs, units
-from cffa_core.jobs.spec import ExportSpec, GenerationSpec, PairGrid, SelectionSpec, parse_spec
+from cffa_core.jobs.spec import EditSpec, ExportSpec, GenerationSpec, Kind, PairGrid, SelectionSpec, parse_spec
 from cffa_core.jobs.state import JobState, UnitKind, UnitState
 
 NAMED = 5
@@ -35,6 +35,8 @@ def with_finished_parts(connection: sa.Connection, owner: str, spec: ExportSpec)
         raise Conflict(
             f"job {job_id} is a {row.kind} job; only the pairs of a generation job or an edit can be exported"
         )
+    if spec.form == "dicom" and isinstance(grid, EditSpec):
+        _require_synthetic(connection, owner, grid)
     if row.state == JobState.EXPIRED.value:
         raise Expired(f"the products of job {job_id} were removed by retention")
     finished = connection.scalars(
@@ -50,6 +52,17 @@ def with_finished_parts(connection: sa.Connection, owner: str, spec: ExportSpec)
         message = "no finished pair is in this range; name pairs of finished parts"
         raise InvalidSpec(message, problems=(Problem("/selection", "nothing_selected", message),))
     return spec.model_copy(update={"parts": tuple(runs(touched))})
+
+
+def _require_synthetic(connection: sa.Connection, owner: str, edit: EditSpec) -> None:
+    """Raise ``InvalidSpec`` for edits of a data set or of other edits, which may show a patient.
+
+    The worker, who reads the manifest, has the last word: the edited job may be gone.
+    """
+    kind = connection.scalar(sa.select(jobs.c.kind).where(jobs.c.id == edit.generation_job_id, jobs.c.owner == owner))
+    if edit.dataset_id is not None or kind == Kind.EDIT.value:
+        message = "edits of a data set, or of earlier edits, may show a patient; take form zip or webdataset"
+        raise InvalidSpec(message, problems=(Problem("/form", "not_synthetic", message),))
 
 
 def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

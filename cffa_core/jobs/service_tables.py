@@ -68,6 +68,18 @@ webhooks = sa.Table(
     sqlite_autoincrement=True,
 )
 
+webhook_keys = sa.Table(
+    "webhook_keys",
+    METADATA,
+    sa.Column("owner", sa.String(200), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("body_sha256", sa.String(64), nullable=False),
+    sa.Column("secret_sha256", sa.String(64), nullable=False, comment="of the secret that the post was answered with"),
+    sa.Column(
+        "webhook_id", sa.String(40), sa.ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+)
+
 deliveries = sa.Table(
     "deliveries",
     METADATA,

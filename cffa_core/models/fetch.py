@@ -118,6 +118,26 @@ def put_base(store: ObjectStore, folder: Path, prefix: str) -> None:
     store.put_bytes(f"{prefix}/{SUMS}", "".join(sorted(lines)).encode())
 
 
+def stored_bases(store: ObjectStore) -> Iterator[ObjectInfo]:
+    """Every file that the bases below ``bases/`` are loaded from, each base's SHA256SUMS after its files.
+
+    Raises ``CorruptArtifact`` for a base that lacks a file which its SHA256SUMS names, or whose SHA256SUMS is none.
+    """
+    for key in store.list(f"{STORED}/"):
+        prefix, _, name = key.rpartition("/")
+        if name != SUMS:
+            continue
+        listing = _sums(store, prefix)
+        for file, sha256 in sorted(_parse(listing, prefix).items()):
+            if is_read(file):
+                try:
+                    yield ObjectInfo(f"{prefix}/{file}", store.size(f"{prefix}/{file}"), sha256)
+                except NotFound as error:
+                    message = f"the object store lacks {prefix}/{file}, which {SUMS} names: store it again"
+                    raise CorruptArtifact(f"{message}, or remove {key}") from error
+        yield ObjectInfo(key, len(listing), hashlib.sha256(listing).hexdigest())
+
+
 def _inside(models_dir: Path, ref: str) -> Path | None:
     """The folder ``ref`` of ``models_dir``, if there is one and it is really inside."""
     top = models_dir.resolve()

@@ -1,7 +1,8 @@
-"""Backups: the record first, then every object it points to, checked byte for byte. The way back is ``restore``.
+"""Backups: the record first, then every object it points to and every base, checked byte for byte.
 
 A backup is a folder: ``record.sqlite`` or ``record.pgdump``, ``objects/KEY``, ``objects.jsonl`` (key, size, SHA-256 of
-each), and ``manifest.json``, written last, without which it is none. Secrets are not in it.
+each), and ``manifest.json``, written last, without which it is none. Secrets are not in it. The way back is
+``restore``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cffa_core.errors import (
     StorageUnavailable,
 )
 from cffa_core.jobs.database import Database
+from cffa_core.models.fetch import SUMS, stored_bases
 from cffa_core.operations.dump import dump
 from cffa_core.operations.inventory import OnObject, pointed_objects
 from cffa_core.storage.base import ObjectInfo, ObjectStore, key_segments
@@ -51,7 +53,8 @@ class Backup:
 
 
 def back_up(url: str, objects: ObjectStore, folder: Path, *, on_object: OnObject = lambda done, total: None) -> Backup:
-    """Write a backup of the record at ``url`` and its objects into ``folder``, which must be empty or not there.
+    """Write a backup of the record at ``url``, its objects and the object store's bases into ``folder``, which must be
+    empty or not there.
 
     The service may run meanwhile. Where objects vanish between the two (a job was deleted, a checkpoint superseded),
     the record is dumped anew and what is missing copied, at most five times. Raises :class:`StorageUnavailable` if that
@@ -65,6 +68,7 @@ def back_up(url: str, objects: ObjectStore, folder: Path, *, on_object: OnObject
     try:
         for _ in range(ROUNDS):
             schema, known = dump(database, record, lambda connection: (_schema(connection), _known(connection)))
+            known = [*known, *stored_bases(objects)]
             gone = _copy(objects, known, folder / OBJECTS, on_object)
             if not gone:
                 break
@@ -76,7 +80,8 @@ def back_up(url: str, objects: ObjectStore, folder: Path, *, on_object: OnObject
     finally:
         database.close()
     _drop_others(folder / OBJECTS, {info.key for info in known})
-    listing = "".join(json.dumps(asdict(info)) + "\n" for info in sorted(known, key=lambda info: info.key))
+    known.sort(key=lambda info: (info.key.endswith(f"/{SUMS}"), info.key))  # a base's sums are restored last
+    listing = "".join(json.dumps(asdict(info)) + "\n" for info in known)
     (folder / LISTING).write_text(listing, encoding="utf-8")
     made = Backup(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -139,7 +144,8 @@ def _copy(objects: ObjectStore, known: list[ObjectInfo], folder: Path, on_object
             damaged.append(Problem(info.key, error.code, error.message))
     on_object(len(known), len(known))
     if damaged:
-        raise CorruptArtifact(f"{len(damaged)} objects are not what the record says", problems=tuple(damaged))
+        message = f"{len(damaged)} objects are not what the record, or a base's {SUMS}, says"
+        raise CorruptArtifact(message, problems=tuple(damaged))
     return gone
 
 

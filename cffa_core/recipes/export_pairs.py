@@ -28,6 +28,7 @@ from cffa_core.data.export_layouts import TarSink, ZipSink
 from cffa_core.errors import CorruptArtifact, InvalidSpec, Problem
 from cffa_core.jobs.spec import ExportForm, ExportSettings
 from cffa_core.recipes.archive import without_places, write_part_archive
+from cffa_core.recipes.selection import require_synthetic
 
 FORMAT = "cffa-export/1"
 NAMES = {"zip": "pairs-{:06d}.zip", "webdataset": "pairs-{:06d}.tar", "dicom": "dicom-{:06d}.zip"}
@@ -64,8 +65,9 @@ def export_shards(
 
     The caller may move or remove an archive before it asks for the next. ``header`` is that of the pairs' own manifest
     (spec, model digest, ...). Raises ``CorruptArtifact`` for an image that is not what its entry says, ``InvalidSpec``
-    if there is no pair at all.
+    if there is no pair at all, and for DICOM of pairs that may show a patient.
     """
+    require_synthetic(settings.form, header)
     shard: _Open | None = None
     number = 0
     try:

@@ -1,4 +1,4 @@
-"""Which generated pairs an export takes, decided by what is recorded of each pair; no pixels are looked at."""
+"""Which generated pairs an export takes, and in which form it may, by what is recorded; no pixels are looked at."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cffa_core.errors import InvalidSpec, Problem
-from cffa_core.jobs.spec import SelectionSpec
+from cffa_core.jobs.spec import ExportForm, SelectionSpec
 
 
 def selects(selection: SelectionSpec, entry: Mapping[str, Any]) -> bool:
@@ -36,6 +36,21 @@ def require_gate(selection: SelectionSpec, spec: object) -> None:
     if selection.accepted_only and not (isinstance(spec, Mapping) and spec.get("gate")):
         message = "these pairs were drawn without a gate, so none was accepted or rejected; select by min_alignment"
         raise InvalidSpec(message, problems=(Problem("/selection/accepted_only", "no_gate", message),))
+
+
+def require_synthetic(form: ExportForm, header: Mapping[str, Any]) -> None:
+    """Raise ``InvalidSpec`` if pairs that may show a patient, edits of others than generated ones, are wanted as DICOM.
+
+    ``header`` is that of their manifest. Where an edit did not act the image is its source's to the last bit, and what
+    DICOM asks for (whose eye, which side, when) is not known of it.
+    """
+    source = header.get("source")
+    if form == "dicom" and header.get("edited") and not (isinstance(source, Mapping) and "generation" in source):
+        message = (
+            "edits of a data set, or of earlier edits, may show a patient: DICOM is written of generated pairs and of "
+            "edits of these; take zip or webdataset"
+        )
+        raise InvalidSpec(message, problems=(Problem("/form", "not_synthetic", message),))
 
 
 def _recorded(entry: Mapping[str, Any], group: str, name: str, condition: str) -> float:

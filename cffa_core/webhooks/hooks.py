@@ -5,32 +5,44 @@ How deliveries come about is in ``outbox``, how they are sent and end in ``due``
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from cffa_core.errors import Conflict, NotFound
+from cffa_core.errors import Conflict, NotFound, Problem
 from cffa_core.jobs.records import Page
 from cffa_core.jobs.rows import as_page, moment, new_id, page_limits
 from cffa_core.jobs.schema import clock
-from cffa_core.jobs.service_tables import deliveries, webhooks
+from cffa_core.jobs.service_tables import deliveries, webhook_keys, webhooks
 from cffa_core.webhooks.messages import TEST, trial_body
 from cffa_core.webhooks.outbox import new_delivery
-from cffa_core.webhooks.records import Delivery, DeliveryState, Webhook
+from cffa_core.webhooks.records import Delivery, DeliveryState, NewWebhook, Webhook
 
 HOOKS_PER_OWNER = 20
 SWITCHED_OFF = "the web hook is switched off"
+SECRET_REPEATED_SECONDS = 86_400.0
+"""How long a repeated post is told the secret that the first one was answered with."""
 
 
 def create(
-    connection: sa.Connection, owner: str, webhook_id: str, url: str, events: Sequence[str], secret: str
-) -> Webhook:
+    connection: sa.Connection,
+    owner: str,
+    webhook_id: str,
+    url: str,
+    events: Sequence[str],
+    secret: str,
+    key: str | None = None,
+) -> NewWebhook:
     """See :meth:`Webhooks.create`; run again after a lost COMMIT it finds what it wrote."""
     known = connection.execute(sa.select(webhooks).where(webhooks.c.id == webhook_id)).one_or_none()
     if known is not None:
-        return _webhook_of(known)
+        return NewWebhook(_webhook_of(known), secret)
+    body_sha256 = _sha256(json.dumps([url, list(events)]))
+    if key is not None and (made := _replayed(connection, owner, key, body_sha256)) is not None:
+        return made
     number = connection.scalar(sa.select(sa.func.count()).where(webhooks.c.owner == owner)) or 0
     if number >= HOOKS_PER_OWNER:
         raise Conflict(f"there are {number} web hooks, which is the limit; remove one first")
@@ -46,7 +58,31 @@ def create(
             created_at=clock(),
         )
     )
-    return get(connection, owner, webhook_id)
+    if key is not None:
+        posted = {"owner": owner, "key": key, "body_sha256": body_sha256, "secret_sha256": _sha256(secret)}
+        connection.execute(webhook_keys.insert().values({**posted, "webhook_id": webhook_id}))
+    return NewWebhook(get(connection, owner, webhook_id), secret)
+
+
+def _replayed(connection: sa.Connection, owner: str, key: str, body_sha256: str) -> NewWebhook | None:
+    """What this key made before, or None; the secret is left out if it is no longer the one of then, or old."""
+    posted = connection.execute(
+        sa.select(webhook_keys).where(webhook_keys.c.owner == owner, webhook_keys.c.key == key)
+    ).one_or_none()
+    if posted is None:
+        return None
+    if posted.body_sha256 != body_sha256:
+        message = f"the idempotency key {key!r} was used with another web hook; use a new key"
+        raise Conflict(message, problems=(Problem("Idempotency-Key", "idempotency_key_reused", message),))
+    row = _row(connection, owner, posted.webhook_id)
+    now = connection.scalar(sa.select(clock())) or 0.0
+    secret = str(row.secret.split(" ")[0])
+    told = _sha256(secret) == posted.secret_sha256 and now - row.created_at < SECRET_REPEATED_SECONDS
+    return NewWebhook(_webhook_of(row), secret if told else None, replayed=True)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def get(connection: sa.Connection, owner: str, webhook_id: str) -> Webhook:

@@ -35,6 +35,16 @@ class Webhook:
 
 
 @dataclass(frozen=True)
+class NewWebhook:
+    """What making a hook gives. ``replayed``: the same idempotency key had made it before; then ``secret`` is None once
+    it was replaced or is older than a day."""
+
+    hook: Webhook
+    secret: str | None
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
 class Delivery:
     """One message to one hook and what became of it. ``status`` and ``error`` are those of the last try.
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.records import Page
 from cffa_core.jobs.rows import new_id
@@ -17,7 +20,7 @@ from cffa_core.webhooks.addresses import Policy
 from cffa_core.webhooks.backoff import Backoff
 from cffa_core.webhooks.due import Ending
 from cffa_core.webhooks.messages import EventType
-from cffa_core.webhooks.records import Backlog, Delivery, DeliveryState, Due, Outcome, Webhook
+from cffa_core.webhooks.records import Backlog, Delivery, DeliveryState, Due, NewWebhook, Outcome, Webhook
 
 
 class Webhooks:
@@ -46,16 +49,27 @@ class Webhooks:
 
     # --- what an owner does ---------------------------------------------------------------------------------------
 
-    def create(self, owner: str, url: str, events: Sequence[EventType] = ()) -> tuple[Webhook, str]:
-        """Make a hook for these event types (none: all); returns it with its secret, which is not shown again.
+    def create(
+        self, owner: str, url: str, events: Sequence[EventType] = (), *, idempotency_key: str | None = None
+    ) -> NewWebhook:
+        """Make a hook for these event types (none: all); its secret is not shown again.
 
-        Raises :class:`InvalidSpec` for a URL that is not sent to, :class:`Conflict` if the owner has too many hooks.
+        The same ``idempotency_key`` with the same URL and events returns the hook that it made, as it is now, and for
+        a day its first secret too, since the answer that showed it may have been lost. Raises :class:`InvalidSpec` for
+        a URL that is not sent to, :class:`Conflict` if the owner has too many hooks, and with the code
+        ``idempotency_key_reused`` for a key that was used with something else.
         """
         self.policy.target(url)
         webhook_id, secret = new_id("wh"), signing.new_secret()
         wanted = sorted({event.value for event in events})
-        made = self._db.write(lambda connection: hooks.create(connection, owner, webhook_id, url, wanted, secret))
-        return made, secret
+
+        def create(connection: sa.Connection) -> NewWebhook:
+            return hooks.create(connection, owner, webhook_id, url, wanted, secret, idempotency_key)
+
+        try:
+            return self._db.write(create)
+        except IntegrityError:  # the same key was written by another process just now
+            return self._db.write(create)
 
     def get(self, owner: str, webhook_id: str) -> Webhook:
         """One hook of this owner."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.api.schemas import DATASET, NOON, example
+from services.api.taking_in import Wanted
 
 UPLOAD = "up_0123456789abcdefghij"
 MOST_FILES = 20_000
@@ -20,6 +21,14 @@ Eye = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 EyePattern = Annotated[
     str | None,
     Field(max_length=200, description="Regular expression; pairs whose names give the same match are one eye."),
+]
+PatientPattern = Annotated[
+    str | None,
+    Field(
+        max_length=200,
+        description="Regular expression; eyes whose pairs' names give the same match are of one patient, and no split "
+        "divides them.",
+    ),
 ]
 AutoRegister = Annotated[
     bool,
@@ -31,6 +40,19 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class _DatasetRequest(_Request):
+    """What every way in is told about a data set."""
+
+    name: Name
+    eye_pattern: EyePattern = None
+    patient_pattern: PatientPattern = None
+    auto_register: AutoRegister = False
+
+    def wanted(self, key: str | None = None) -> Wanted:
+        """The same for the check; raises ``InvalidSpec`` for a name or pattern that cannot be."""
+        return Wanted(self.name, self.eye_pattern, self.patient_pattern, self.auto_register, key).checked()
+
+
 class FileToSend(_Request):
     """One file that is to come, by its path in the data set."""
 
@@ -38,7 +60,7 @@ class FileToSend(_Request):
     size: int = Field(ge=1, le=2**40, description="Bytes.")
 
 
-class UploadRequest(_Request):
+class UploadRequest(_DatasetRequest):
     """A folder that is to be sent file by file."""
 
     model_config = ConfigDict(
@@ -52,10 +74,7 @@ class UploadRequest(_Request):
             ]
         },
     )
-    name: Name
     files: list[FileToSend] = Field(min_length=1, max_length=MOST_FILES)
-    eye_pattern: EyePattern = None
-    auto_register: AutoRegister = False
 
 
 class PartToPut(BaseModel):
@@ -113,16 +132,13 @@ class UploadList(BaseModel):
     next_page_token: str | None
 
 
-class ImportRequest(_Request):
+class ImportRequest(_DatasetRequest):
     """A folder of the service's bucket."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"name": "clinic A", "prefix": "2026-11/clinic-a"}]}
     )
-    name: Name
     prefix: str = Field(min_length=1, max_length=500, description="Folder below the owner's import folder.")
-    eye_pattern: EyePattern = None
-    auto_register: AutoRegister = False
 
 
 class SplitByFraction(_Request):

@@ -80,7 +80,7 @@ def _make(
     made_index = versions.version_index(index, kept, split, sha256, sha256.get(CAPTIONS))
     wanted = {name for entry in made_index["pairs"] for name in dataset_folder.files_of(entry)}
     (folder / dataset_folder.INDEX).write_text(json.dumps(made_index, indent=1) + "\n", encoding="utf-8")
-    name = parent.name if asked.name is None else taking_in.checked_name(asked.name, None)[0]
+    name = parent.name if asked.name is None else taking_in.checked_name(asked.name)
     dataset_id = backend.store.new_id("ds") if key is None else taking_in.id_of("ds", owner, f"version {key}")
     try:
         return taking_in.publish(
@@ -175,6 +175,8 @@ def _report(
     ]
     warnings = [*parent.report.get("warnings", []), *(vars(problem) for problem in refused)]
     counts = {"pairs": len(kept), "eyes": len({pair.eye for pair in kept}), "problems": 0, "warnings": len(warnings)}
+    patients = len({pair.patient for pair in kept if pair.patient is not None})
+    counts |= {"patients": patients} if patients else {}
     base = {name: value for name, value in parent.report.items() if name not in ("pictures", "captions", SURVEY)}
     base |= {"captions": captions} if captions else {}
     return {**base, "counts": counts, "pairs": listed, "warnings": warnings, SURVEY: {"state": WAITING}}

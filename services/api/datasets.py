@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -49,6 +50,12 @@ _FORM = {
                             "maxLength": MAX_PATTERN,
                             "description": "Regular expression; pairs whose names give the same match are one eye.",
                         },
+                        "patient_pattern": {
+                            "type": "string",
+                            "maxLength": MAX_PATTERN,
+                            "description": "Regular expression; eyes whose pairs' names give the same match are of one "
+                            "patient, and no split divides them.",
+                        },
                         "auto_register": {
                             "type": "string",
                             "enum": ["true", "false"],
@@ -86,7 +93,7 @@ async def upload_dataset(
         upload = await uploads.receive(
             request,
             source,
-            fields={"name": True, "eye_pattern": False, "auto_register": False},
+            fields={"name": True, "eye_pattern": False, "patient_pattern": False, "auto_register": False},
             max_bytes=backend.settings.max_upload_bytes,
         )
         wanted = _form(upload.fields, idempotency_key)
@@ -119,12 +126,13 @@ def _require_room(backend: Backend, owner: str, more: int, key: str | None) -> N
 
 def _form(fields: dict[str, str], key: str | None) -> Wanted:
     """The checked text fields; raises ``InvalidSpec`` naming each bad one."""
-    name, pattern = taking_in.checked_name(fields["name"], fields.get("eye_pattern"))
+    patterns = fields.get("eye_pattern"), fields.get("patient_pattern")
+    wanted = Wanted(fields["name"], *patterns, key=key).checked()
     asked = fields.get("auto_register", "false")
     if asked not in ("true", "false"):
         problem = Problem("/auto_register", "bool_parsing", "say true or false")
         raise InvalidSpec("the upload form is not valid; see errors", problems=(problem,))
-    return Wanted(name, pattern, asked == "true", key)
+    return replace(wanted, auto_register=asked == "true")
 
 
 @router.post(
@@ -140,8 +148,7 @@ async def import_dataset(
 ) -> Response:
     """Take pairs in that lie in the service's bucket below `imports/OWNER/PREFIX` (the first part is a setting). They
     go through the same check as an upload, and stay where they are."""
-    name, pattern = taking_in.checked_name(asked.name, asked.eye_pattern)
-    wanted = Wanted(name, pattern, asked.auto_register, idempotency_key)
+    wanted = asked.wanted(idempotency_key)
 
     def take_in() -> Dataset:
         limits = taking_in.limits_of(backend.settings)
@@ -243,6 +250,7 @@ def list_dataset_pairs(
         items=[
             DatasetPair(
                 **{key: pair[key] for key in ("name", "eye", "width", "height", "registration", "residual_px")},
+                patient=pair.get("patient"),
                 cf_url=link(pair["cf"]),
                 fa_url=link(pair["fa"]),
             )

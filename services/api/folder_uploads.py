@@ -48,10 +48,10 @@ def create_upload(
 ) -> UploadView:
     """Answers with signed links to PUT the files to: one for a small file, one per part for a large one. The rest of
     the links, and fresh ones, come from `GET /v1/uploads/{id}`. A network failure costs one part."""
-    name, pattern = taking_in.checked_name(asked.name, asked.eye_pattern)
+    wanted = asked.wanted()
+    name, options = wanted.name, wanted.options
     _judge(asked, backend)
     upload_id = backend.store.new_id("up") if idempotency_key is None else taking_in.id_of("up", owner, idempotency_key)
-    options = Wanted(name, pattern, asked.auto_register).options
     try:
         upload = backend.store.get_upload(owner, upload_id)
     except NotFound:

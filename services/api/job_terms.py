@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from cffa_core.jobs.records import Terms
+from services.api.moments import Moment
 
 DAY_SECONDS = 86_400.0
 LONGEST_DAYS = 36_500
@@ -23,7 +24,7 @@ class JobTerms(BaseModel):
         le=LONGEST_DAYS * DAY_SECONDS,
         description="A job that is not over so long after it was posted fails; what it finished is kept.",
     )
-    deadline_at: AwareDatetime | None = Field(default=None, description="The same as a time (with its zone).")
+    deadline_at: Moment | None = Field(default=None, description="The same as a time (with its zone).")
     retention_days: float | None = Field(
         default=None,
         ge=0,

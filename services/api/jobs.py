@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
@@ -20,6 +19,7 @@ from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import TERMINAL, JobState
 from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
 from services.api.job_terms import JobTerms
+from services.api.moments import Moment
 from services.api.paging import PageSize, PageToken
 from services.api.problems import Answers, documented
 from services.api.ranges import etag_matches
@@ -124,8 +124,8 @@ def list_jobs(
     owner: Owner,
     kind: Kind | None = None,
     state: JobState | None = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Posted then or later.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Posted earlier.")] = None,
+    created_after: Annotated[Moment | None, Query(description="Posted then or later.")] = None,
+    created_before: Annotated[Moment | None, Query(description="Posted earlier.")] = None,
     model_id: Annotated[str | None, Query(max_length=40, description="Whose spec names this model.")] = None,
     dataset_id: Annotated[str | None, Query(max_length=40, description="Whose spec names this data set.")] = None,
     page_size: PageSize = 50,

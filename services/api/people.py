@@ -10,12 +10,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, AwareDatetime
+from pydantic import AfterValidator
 
 from cffa_core.errors import Conflict, NotFound
 from cffa_core.people.accounts import OWNER
 from cffa_core.people.keys import Caller, Scope
 from services.api.access import Backend, KeyId, TheBackend, TheCaller
+from services.api.moments import Moment
 from services.api.paging import PageSize, PageToken
 from services.api.people_schemas import (
     AccountDetail,
@@ -192,8 +193,8 @@ def list_audit(
     owner: Annotated[str | None, Query(max_length=200, description="Who did it.")] = None,
     action: Annotated[str | None, Query(max_length=80, description="Operation id, e.g. `postTrainingJob`.")] = None,
     target: Annotated[str | None, Query(max_length=200, description="Id of what it was done to.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="From then on.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Before then.")] = None,
+    since: Annotated[Moment | None, Query(description="From then on.")] = None,
+    until: Annotated[Moment | None, Query(description="Before then.")] = None,
     page_size: PageSize = 50,
     page_token: PageToken = None,
 ) -> AuditList:

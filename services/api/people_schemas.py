@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from cffa_core.people.audit import AuditEntry
 from cffa_core.people.keys import Scope
 from cffa_core.people.quotas import Limits, Usage
 from cffa_core.people.rows import Account, ApiKey
+from services.api.moments import Moment
 from services.api.schemas import NOON, example
 
 KEY = "key_0123456789abcdefghij"
@@ -55,7 +56,7 @@ class KeyRequest(BaseModel):
     )
     scope: Scope = Scope.RESEARCHER
     owner: str | None = Field(default=None, max_length=64, description="Account; empty: the one of this key.")
-    expires_at: AwareDatetime | None = Field(default=None, description="Empty: never. At most a hundred years away.")
+    expires_at: Moment | None = Field(default=None, description="Empty: never. At most a hundred years away.")
 
 
 class LimitsView(BaseModel):

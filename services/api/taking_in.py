@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +36,48 @@ class Wanted:
 
     name: str
     eye_pattern: str | None = None
+    patient_pattern: str | None = None
     auto_register: bool = False
     key: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the check is told, as it is kept with an upload."""
-        return {"eye_pattern": self.eye_pattern, "auto_register": self.auto_register}
+        """What the check is told, as it is kept with an upload: what an older process does not know only if it is asked
+        for."""
+        options: dict[str, Any] = {"eye_pattern": self.eye_pattern, "auto_register": self.auto_register}
+        return options | ({} if self.patient_pattern is None else {"patient_pattern": self.patient_pattern})
+
+    def checked(self) -> Wanted:
+        """This with its name stripped and no empty pattern; raises ``InvalidSpec`` naming each bad one."""
+        patterns: dict[str, Any] = {
+            "eye_pattern": self.eye_pattern or None,
+            "patient_pattern": self.patient_pattern or None,
+        }
+        problems = _name_problems(self.name.strip())
+        for field, pattern in patterns.items():
+            if pattern is not None and len(pattern) > MAX_PATTERN:
+                problems.append(Problem(f"/{field}", "too_long", f"a pattern has at most {MAX_PATTERN} characters"))
+            elif pattern is not None and not pattern.isprintable():
+                problems.append(Problem(f"/{field}", "bad_pattern", "a pattern has printable characters only"))
+        _refuse(problems)
+        return replace(self, name=self.name.strip(), **patterns)
 
 
-def checked_name(name: str, eye_pattern: str | None) -> tuple[str, str | None]:
-    """Name and pattern of a data set; raises ``InvalidSpec`` naming each bad one."""
-    name, eye_pattern = name.strip(), eye_pattern or None
-    problems = []
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        problems.append(Problem("/name", "bad_name", f"give a name of 1 to {MAX_NAME} printable characters"))
-    if eye_pattern is not None and len(eye_pattern) > MAX_PATTERN:
-        problems.append(Problem("/eye_pattern", "too_long", f"a pattern has at most {MAX_PATTERN} characters"))
-    elif eye_pattern is not None and not eye_pattern.isprintable():
-        problems.append(Problem("/eye_pattern", "bad_pattern", "a pattern has printable characters only"))
+def checked_name(name: str) -> str:
+    """The name of a data set, stripped; raises ``InvalidSpec`` for a bad one."""
+    _refuse(_name_problems(name.strip()))
+    return name.strip()
+
+
+def _name_problems(name: str) -> list[Problem]:
+    if 1 <= len(name) <= MAX_NAME and name.isprintable():
+        return []
+    return [Problem("/name", "bad_name", f"give a name of 1 to {MAX_NAME} printable characters")]
+
+
+def _refuse(problems: list[Problem]) -> None:
     if problems:
         raise InvalidSpec("the upload form is not valid; see errors", problems=tuple(problems))
-    return name, eye_pattern
 
 
 def limits_of(settings: Settings) -> ingest.Limits:
@@ -79,6 +99,7 @@ def take_in(backend: Backend, owner: str, source: Path | Place, wanted: Wanted, 
         source,
         limits_of(backend.settings),
         eye_pattern=wanted.eye_pattern,
+        patient_pattern=wanted.patient_pattern,
         auto_register=wanted.auto_register,
     )
     index = ingest.write(checked, folder)

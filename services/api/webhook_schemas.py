@@ -117,10 +117,12 @@ class WebhookView(BaseModel):
 
 
 class WebhookWithSecret(WebhookView):
-    """A new web hook with its secret, which is shown now and never again."""
+    """A new web hook with its secret, which is shown now and never again, but to a repetition of the same post."""
 
     model_config = example({**WEBHOOK_EXAMPLE, "secret": SECRET})
-    secret: str
+    secret: str | None = Field(
+        description="Null in a repetition by Idempotency-Key that comes more than a day later, or after a rotation."
+    )
 
 
 class SecretView(BaseModel):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from cffa_core.webhooks.records import DeliveryState
-from services.api.access import DeliveryId, Owner, TheBackend, WebhookId
+from services.api.access import DeliveryId, IdempotencyKey, Owner, TheBackend, WebhookId
 from services.api.paging import PageSize, PageToken
 from services.api.problems import documented
 from services.api.webhook_schemas import (
@@ -34,11 +34,20 @@ router = APIRouter(tags=["webhooks"])
     summary="Make a web hook",
     responses=documented(400, 403, 409, 413, 422, 503),
 )
-def create_webhook(request: WebhookRequest, response: Response, backend: TheBackend, owner: Owner) -> WebhookWithSecret:
-    """Tell an address about your jobs and data sets. The answer shows the secret that signs the messages, once."""
-    hook, secret = backend.hooks.create(owner, request.url, request.events)
-    response.headers["Location"] = f"/v1/webhooks/{hook.id}"
-    return WebhookWithSecret.of(hook, secret=secret)
+def create_webhook(
+    request: WebhookRequest,
+    response: Response,
+    backend: TheBackend,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> WebhookWithSecret:
+    """Tell an address about your jobs and data sets. The answer shows the secret that signs the messages, once; only a
+    repetition with the same Idempotency-Key shows it again, for a day and until it is replaced (then it is null)."""
+    made = backend.hooks.create(owner, request.url, request.events, idempotency_key=idempotency_key)
+    response.headers["Location"] = f"/v1/webhooks/{made.hook.id}"
+    if made.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return WebhookWithSecret.of(made.hook, secret=made.secret)
 
 
 @router.get(

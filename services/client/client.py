@@ -113,17 +113,21 @@ class CffaClient:
         on_bytes: OnBytes | None = None,
         *,
         eye_pattern: str | None = None,
+        patient_pattern: str | None = None,
         auto_register: bool = False,
     ) -> Dataset:
         """Send a folder (zipped while it is sent) or zip of pairs; ``on_bytes(sent, total)`` counts.
 
-        ``eye_pattern`` is a regular expression: pairs whose names give the same match are one eye. Raises
-        ``InvalidDataset`` with every problem of every file, ``NotFound`` if ``path`` does not exist.
+        ``eye_pattern`` is a regular expression: pairs whose names give the same match are one eye; by
+        ``patient_pattern`` eyes are of one patient, which no split divides. Raises ``InvalidDataset`` with every
+        problem of every file, ``NotFound`` if ``path`` does not exist.
         """
         key = _new_key()
         fields = {"name": name or path.resolve().stem}
         if eye_pattern is not None:
             fields["eye_pattern"] = eye_pattern
+        if patient_pattern is not None:
+            fields["patient_pattern"] = patient_pattern
         if auto_register:
             fields["auto_register"] = "true"
 

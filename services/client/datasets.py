@@ -72,6 +72,7 @@ class DatasetCalls:
         name: str | None = None,
         *,
         eye_pattern: str | None = None,
+        patient_pattern: str | None = None,
         auto_register: bool = False,
         resume: bool = False,
         on_bytes: OnBytes | None = None,
@@ -87,21 +88,28 @@ class DatasetCalls:
         sizes = {path: file.stat().st_size for path, file in files.items()}
         name = name or folder.resolve().name
         found = self._open_one(name, sizes) if resume else None
-        upload_id = found or self.announce(name, sizes, eye_pattern=eye_pattern, auto_register=auto_register).id
+        if (upload_id := found) is None:
+            patterns = {"eye_pattern": eye_pattern, "patient_pattern": patient_pattern}
+            upload_id = self.announce(name, sizes, **patterns, auto_register=auto_register).id
         self._send(upload_id, files, sum(sizes.values()), on_bytes)
         return self.complete(upload_id)
 
     def announce(
-        self, name: str, sizes: Mapping[str, int], *, eye_pattern: str | None = None, auto_register: bool = False
+        self,
+        name: str,
+        sizes: Mapping[str, int],
+        *,
+        eye_pattern: str | None = None,
+        patient_pattern: str | None = None,
+        auto_register: bool = False,
     ) -> Upload:
         """Say which files (path -> bytes) are to come."""
         body: dict[str, Any] = {
             "name": name,
             "files": [{"path": path, "size": size} for path, size in sizes.items()],
             "auto_register": auto_register,
+            **_given(eye_pattern=eye_pattern, patient_pattern=patient_pattern),
         }
-        if eye_pattern is not None:
-            body["eye_pattern"] = eye_pattern
         return Upload.model_validate_json(self._post("/v1/uploads", body).content)
 
     def uploads(self) -> Iterator[Upload]:
@@ -133,16 +141,21 @@ class DatasetCalls:
         self._transport.sent(lambda: self._http.delete(f"/v1/uploads/{upload_id}"), repeatable=False)
 
     def import_prefix(
-        self, prefix: str, name: str | None = None, *, eye_pattern: str | None = None, auto_register: bool = False
+        self,
+        prefix: str,
+        name: str | None = None,
+        *,
+        eye_pattern: str | None = None,
+        patient_pattern: str | None = None,
+        auto_register: bool = False,
     ) -> Dataset:
         """Take pairs in that lie in the service's bucket, in a folder below the owner's import folder."""
         body: dict[str, Any] = {
             "prefix": prefix,
             "name": name or prefix.strip("/").rpartition("/")[2],
             "auto_register": auto_register,
+            **_given(eye_pattern=eye_pattern, patient_pattern=patient_pattern),
         }
-        if eye_pattern is not None:
-            body["eye_pattern"] = eye_pattern
         return Dataset.model_validate_json(self._post("/v1/datasets:import", body).content)
 
     def version(
@@ -228,6 +241,11 @@ class DatasetCalls:
         return self._transport.sent(
             lambda: self._http.post(path, json=body, headers=headers, timeout=patience), repeatable=True
         )
+
+
+def _given(**fields: str | None) -> dict[str, str]:
+    """The fields that have a value."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _blocks(path: Path, offset: int, size: int) -> Iterator[bytes]:

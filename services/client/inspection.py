@@ -41,6 +41,7 @@ class DatasetPair(Resource):
 
     name: str
     eye: str
+    patient: str | None = None
     width: int
     height: int
     registration: str

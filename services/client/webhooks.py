@@ -6,6 +6,7 @@ Messages themselves are checked with ``cffa_core.webhooks.signing.verify``, or a
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -60,10 +61,15 @@ class WebhookCalls:
     def create(self, url: str, events: Sequence[EventType | str] = ()) -> Webhook:
         """Make a web hook for these event types (none: all). Its ``secret`` is shown here and never again.
 
-        Raises ``InvalidSpec`` for an address that the service does not send to, ``Conflict`` if there are too many.
+        A post that got no answer is repeated under one key, and makes one hook. Raises ``InvalidSpec`` for an address
+        that the service does not send to, ``Conflict`` if there are too many.
         """
         body = {"url": url, "events": [str(event) for event in events]}
-        return self._post("/v1/webhooks", Webhook, body)
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        answer = self._transport.sent(
+            lambda: self._http.post("/v1/webhooks", json=body, headers=headers), repeatable=True
+        )
+        return Webhook.model_validate_json(answer.content)
 
     def all(self) -> Iterator[Webhook]:
         """All web hooks, newest first."""
@@ -103,7 +109,7 @@ class WebhookCalls:
 
     def test(self, webhook_id: str) -> Delivery:
         """Have a test message sent; :meth:`wait` tells whether it arrived."""
-        return self._post(f"/v1/webhooks/{webhook_id}:test", Delivery, None)
+        return self._post(f"/v1/webhooks/{webhook_id}:test", Delivery)
 
     def deliveries(self, webhook_id: str, *, state: str | None = None) -> Iterator[Delivery]:
         """What was sent to a web hook, newest first, without the messages themselves."""
@@ -116,7 +122,7 @@ class WebhookCalls:
 
     def redeliver(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Have a message sent again under its old ``webhook-id``; one that still waits is tried at once."""
-        return self._post(f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}:redeliver", Delivery, None)
+        return self._post(f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}:redeliver", Delivery)
 
     def wait(self, webhook_id: str, delivery_id: str, *, timeout: float = 30.0) -> Delivery:
         """The delivery once it was tried, whatever came of it, or as it is after ``timeout`` seconds."""
@@ -128,8 +134,8 @@ class WebhookCalls:
                 return now
             time.sleep(LOOK_SECONDS)
 
-    def _post(self, path: str, kind: type[R], body: dict[str, Any] | None) -> R:
-        answer = self._transport.sent(lambda: self._http.post(path, json=body), repeatable=False)
+    def _post(self, path: str, kind: type[R]) -> R:
+        answer = self._transport.sent(lambda: self._http.post(path), repeatable=False)
         return kind.model_validate_json(answer.content)
 
     def _get(self, path: str, kind: type[R], query: dict[str, str]) -> R:

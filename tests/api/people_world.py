@@ -72,7 +72,7 @@ class World:
         folder = store.add_upload(
             owner, store.new_id("up"), "folder", [AnnouncedFile("cf/a.png", 3, "uploads/a")], {}, seconds=600
         )
-        hook, _ = self.backend.hooks.create(owner, "https://example.org/hook", [])
+        hook = self.backend.hooks.create(owner, "https://example.org/hook", []).hook
         delivery = self.backend.hooks.trial(owner, hook.id)
         key = self.made(who, "/v1/api-keys", json={"name": "another", "scope": "viewer"})["id"]
         self.ids = {

@@ -75,6 +75,28 @@ def test_no_split_divides_an_eye(client: TestClient, backend: Backend, parent: d
     assert (grandchild["version"], grandchild["split"]) == (3, {"train": 3, "validation": 2, "test": 2})
 
 
+def test_no_split_divides_a_known_patient(client: TestClient, backend: Backend) -> None:
+    members = {}
+    for index in range(6):
+        name = f"p{index // 2}_{'OD' if index % 2 else 'OS'}"
+        members |= {f"cf/{name}.png": png(index), f"fa/{name}.png": png(index, colour=False)}
+    form = {"name": "A", "patient_pattern": "^(p[0-9])_"}
+    zip_file = {"file": ("s.zip", zipped(members), "application/zip")}
+    parent = client.post("/v1/datasets", files=zip_file, data=form).json()
+    for seed in range(4):
+        made = version(client, parent, split={"train": 1, "validation": 1, "test": 1, "seed": seed})
+        split = backend.store.get_dataset("local", made["id"]).split
+        assert split is not None and [len({name[:2] for name in part}) for part in split.values()] == [1, 1, 1]
+        assert [len(part) for part in split.values()] == [2, 2, 2]
+    left = version(client, made, reject=["p0_OD"])
+    counts = client.get(f"/v1/datasets/{left['id']}/report").json()["counts"]
+    assert (counts["pairs"], counts["patients"]) == (5, 3)
+    divided = {"split": {"train": ["p0_OD", "p1_OS"], "test": ["p0_OS"]}}
+    body = problem(client.post(f"/v1/datasets/{parent['id']}/versions", json=divided), 422, "invalid_spec")
+    assert [(item["pointer"], item["code"]) for item in body["errors"]] == [("/split/test", "patient_in_two_parts")]
+    assert "'p0'" in body["errors"][0]["message"]
+
+
 @pytest.mark.parametrize(
     ("asked", "pointer", "code"),
     [

@@ -101,6 +101,20 @@ def test_eye_pattern_groups_pairs(client: TestClient) -> None:
     assert [pair["eye"] for pair in pairs] == ["p1", "p1", "p2"]
 
 
+def test_patient_pattern_tells_patients(client: TestClient) -> None:
+    members = {}
+    for name in ("p1_OD", "p1_OS", "p2_OD"):
+        members |= {f"cf/{name}.png": png(len(members)), f"fa/{name}.png": png(len(members), colour=False)}
+    made = post(client, zipped(members), patient_pattern="^(p[0-9]+)_").json()
+    pairs = client.get(f"/v1/datasets/{made['id']}/pairs").json()["items"]
+    assert [(pair["eye"], pair["patient"]) for pair in pairs] == [("p1_OD", "p1"), ("p1_OS", "p1"), ("p2_OD", "p2")]
+    report = client.get(made["links"]["report"]).json()
+    assert (report["counts"]["patients"], [pair["patient"] for pair in report["pairs"]]) == (2, ["p1", "p1", "p2"])
+    plain = post(client, zipped(members)).json()
+    assert {pair["patient"] for pair in client.get(f"/v1/datasets/{plain['id']}/pairs").json()["items"]} == {None}
+    assert plain["digest"] != made["digest"]
+
+
 def test_every_problem_is_named_at_once_and_nothing_is_taken_in(client: TestClient, backend: Backend) -> None:
     members = {f"{m}/good{n}.png": png(n, colour=m == "cf") for n in range(3) for m in ("cf", "fa")}
     members["cf/orphan.png"] = png(9)
@@ -207,6 +221,8 @@ def test_form_problems_are_named_together(client: TestClient, backend: Backend) 
         ({"name": "a" * 201}, "/name"),
         ({"name": "bell\x07"}, "/name"),
         ({"eye_pattern": "a" * 201}, "/eye_pattern"),
+        ({"patient_pattern": "a" * 201}, "/patient_pattern"),
+        ({"patient_pattern": "bell\x07"}, "/patient_pattern"),
     ],
 )
 def test_bad_form_fields(client: TestClient, fields: dict[str, str], pointer: str) -> None:
@@ -214,9 +230,10 @@ def test_bad_form_fields(client: TestClient, fields: dict[str, str], pointer: st
     assert [item["pointer"] for item in body["errors"]] == [pointer]
 
 
-def test_a_bad_eye_pattern_is_named(client: TestClient, backend: Backend) -> None:
-    body = problem(post(client, good_upload(2), eye_pattern="(unclosed"), 422, "invalid_dataset")
-    assert "/eye_pattern" in {item["pointer"] for item in body["errors"]}
+@pytest.mark.parametrize("field", ["eye_pattern", "patient_pattern"])
+def test_a_bad_pattern_is_named(client: TestClient, backend: Backend, field: str) -> None:
+    body = problem(post(client, good_upload(2), **{field: "(unclosed"}), 422, "invalid_dataset")
+    assert [(item["pointer"], item["code"]) for item in body["errors"]] == [(f"/{field}", f"bad_{field}")]
     assert_nothing_taken_in(client, backend)
 
 

@@ -222,6 +222,10 @@ def test_pairs_with_masks_and_sheets_are_there_while_the_job_runs(
     assert "edit job" in again["detail"]
     export = client.post(f"{here}/exports", json={"form": "webdataset"})
     assert (export.status_code, export.json()["spec"]["parts"]) == (202, [[0, 0]])
+    dicom = client.post(f"{here}/exports", json={"form": "dicom"})
+    assert [(item["pointer"], item["code"]) for item in problem(dicom, 422, "invalid_spec")["errors"]] == [
+        ("/form", "not_synthetic")
+    ]
     asked = client.post(f"{here}/exports", json={"selection": {"accepted_only": True}})
     assert [item["code"] for item in problem(asked, 422, "invalid_spec")["errors"]] == ["no_gate"]
 
@@ -240,6 +244,9 @@ def test_the_whole_archive_and_an_edit_of_the_edit(client: TestClient, worker: W
         (worker.folder / "whole.zip").write_bytes(data)
     assert [pair["mask_share"] for pair in verify_archive(worker.folder / "whole.zip")["pairs"]] == [0.25] * 3
     assert posted(client, generation_job_id=job, pair_indices=[2])["spec"]["count"] == 1
+    twice = posted(client, generation_job_id=job)["id"]
+    dicom = client.post(f"/v1/jobs/{twice}/exports", json={"form": "dicom"})
+    assert [item["code"] for item in problem(dicom, 422, "invalid_spec")["errors"]] == ["not_synthetic"]
     measured = client.post("/v1/evaluation-jobs", json={"generation_job_id": job, "reference_dataset_id": pairs})
     assert measured.status_code == 202, measured.text
 

@@ -177,6 +177,25 @@ def test_objects_below_a_prefix_are_imported(client: TestClient, backend: Backen
     assert len(list(backend.objects.list("imports/"))) == 4
 
 
+def test_patterns_come_by_every_way_in(client: TestClient, backend: Backend) -> None:
+    members, patterns = pair_bytes(), {"eye_pattern": "^(.)", "patient_pattern": "^(m).*"}
+    upload = announce(client, members, **patterns).json()
+    send(client, upload, members)
+    by_folder = client.post(upload["links"]["complete"]).json()
+    for path, data in members.items():
+        backend.objects.put_bytes(f"imports/local/a/{path}", data)
+    by_prefix = client.post("/v1/datasets:import", json={"name": "A", "prefix": "a", **patterns}).json()
+    assert by_folder["digest"] == by_prefix["digest"]
+    pairs = client.get(f"/v1/datasets/{by_folder['id']}/pairs").json()["items"]
+    assert {pair["patient"] for pair in pairs} == {"m"}
+    for path, more in (
+        ("/v1/uploads", {"files": [{"path": "a", "size": 1}]}),
+        ("/v1/datasets:import", {"prefix": "a"}),
+    ):
+        body = problem(client.post(path, json={"name": "A", "patient_pattern": "a\x07", **more}), 422, "invalid_spec")
+        assert [item["pointer"] for item in body["errors"]] == ["/patient_pattern"]
+
+
 @pytest.mark.parametrize("prefix", ["..", "../other", "a/../../other", "a//b", ".hidden", "a\\b", "a\0"])
 def test_a_prefix_cannot_leave_the_import_folder(client: TestClient, backend: Backend, prefix: str) -> None:
     for path, data in pair_bytes().items():

@@ -49,6 +49,8 @@ def test_terms_are_checked_when_they_are_posted(client: TestClient, model_id: st
         ({"deadline_seconds": 0}, "/deadline_seconds"),
         ({"deadline_at": past}, "/deadline_at"),
         ({"deadline_at": "2026-12-01T12:00:00"}, "/deadline_at"),
+        ({"deadline_at": 1795262400}, "/deadline_at"),
+        ({"deadline_at": "1795262400"}, "/deadline_at"),
         ({"retention_days": -1}, "/retention_days"),
     ):
         found = problem(client.post("/v1/generation-jobs", json={**body, **wrong}), 422, "invalid_spec")

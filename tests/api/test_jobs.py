@@ -194,6 +194,12 @@ def test_listing_filters_and_pages(client: TestClient, model_id: str) -> None:
         ("state=asleep", "?state"),
         ("page_size=0", "?page_size"),
         ("page_size=100000", "?page_size"),
+        ("page_token=", "?page_token"),
+        ("page_token=-1", "?page_token"),
+        ("created_after=0.5", "?created_after"),
+        ("created_before=1795262400", "?created_before"),
+        ("created_before=2026-11-21T12:00:00", "?created_before"),
+        ("created_before=2026-11-21", "?created_before"),
     ],
 )
 def test_bad_list_queries(plain_client: TestClient, query: str, pointer: str) -> None:

@@ -310,7 +310,7 @@ def until(done: Callable[[], bool], seconds: float = 90.0) -> None:
 
 
 def test_killed_between_sending_and_writing_it_down(hooks: Webhooks, record_url: str, there: Receiver) -> None:
-    webhook_id = hooks.create(OWNER, there.url())[0].id
+    webhook_id = hooks.create(OWNER, there.url()).hook.id
     hooks.trial(OWNER, webhook_id)
     with sending(record_url, 1.0) as first:
         there.before_answer = lambda: os.kill(first.pid, signal.SIGKILL)
@@ -327,7 +327,7 @@ def test_killed_between_sending_and_writing_it_down(hooks: Webhooks, record_url:
 
 
 def test_two_processes_send_each_delivery_once(hooks: Webhooks, record_url: str, there: Receiver) -> None:
-    made = [hooks.create(OWNER, there.url(path=f"/{number}"))[0].id for number in range(6)]
+    made = [hooks.create(OWNER, there.url(path=f"/{number}")).hook.id for number in range(6)]
     expected = {hooks.trial(OWNER, webhook_id).message_id for webhook_id in made for _ in range(6)}
     with sending(record_url, 30.0), sending(record_url, 30.0):
         until(lambda: all(over(hooks, webhook_id) == {DeliveryState.DELIVERED: 6} for webhook_id in made))
@@ -340,7 +340,7 @@ def test_a_sender_that_is_told_to_end_waits_for_the_answer(
     store = sqlite_store(tmp_path)
     settings = loopback_settings(tmp_path)
     hooks = Webhooks.of(store.database, settings)
-    webhook_id = hooks.create(OWNER, there.url(path="/secret-token"))[0].id
+    webhook_id = hooks.create(OWNER, there.url(path="/secret-token")).hook.id
     hooks.trial(OWNER, webhook_id)
     there.before_answer = lambda: time.sleep(0.5)
 
@@ -370,7 +370,7 @@ def test_a_record_that_is_away_is_waited_for(tmp_path: Path, there: Receiver) ->
         await asyncio.sleep(0.3)
         assert not task.done()
         await asyncio.to_thread(store.migrate)
-        await asyncio.to_thread(lambda: hooks.trial(OWNER, hooks.create(OWNER, there.url())[0].id))
+        await asyncio.to_thread(lambda: hooks.trial(OWNER, hooks.create(OWNER, there.url()).hook.id))
         await asyncio.to_thread(there.wait, 1)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -100,6 +100,21 @@ def test_gone_switches_off_and_the_owner_on_again(client: TestClient, there: Rec
     delivered(client, hook["id"], 1)
 
 
+def test_one_key_makes_one_hook_and_tells_its_secret_again(client: TestClient, there: Receiver) -> None:
+    body, headers = {"url": there.url(), "events": ["job.failed"]}, {"Idempotency-Key": "k1"}
+    first, again = (client.post("/v1/webhooks", json=body, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json() == again.json() and first.headers["location"] == again.headers["location"]
+    replayed = [answer.headers.get("idempotency-replayed") for answer in (first, again)]
+    assert replayed == [None, "true"]
+    other = client.post("/v1/webhooks", json={**body, "events": []}, headers=headers)
+    problem(other, 422, "idempotency_key_reused")
+    assert len(client.get("/v1/webhooks").json()["items"]) == 1
+    rotated = client.post(f"/v1/webhooks/{first.json()['id']}:rotate-secret").json()["secret"]
+    late = client.post("/v1/webhooks", json=body, headers=headers)
+    assert late.status_code == 201 and late.json() == {**first.json(), "secret": None} and rotated not in late.text
+
+
 def test_secrets_are_shown_once_and_change_over(client: TestClient, there: Receiver) -> None:
     hook = make(client, there.url())
     old = hook["secret"]

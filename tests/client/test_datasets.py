@@ -68,15 +68,21 @@ def test_what_is_wrong_with_a_folder_is_named(client: CffaClient, tmp_path: Path
 
 
 def test_the_command_line_uploads_versions_reports_and_deletes(
-    service: Servers, pairs_folder: Path, tmp_path: Path
+    service: Servers, client: CffaClient, pairs_folder: Path, tmp_path: Path
 ) -> None:
     def run(*arguments: object) -> object:
-        done = CliRunner().invoke(app, ["dataset", *map(str, arguments), "--json", "--url", service.url])
+        at = [] if arguments[0] == "check" else ["--url", service.url]
+        done = CliRunner().invoke(app, ["dataset", *map(str, arguments), "--json", *at])
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)
 
-    made = run("upload", pairs_folder, "--name", "by hand", "--eye-pattern", "^p[0-9]+")
+    patient = ("--patient-pattern", "^p0000([0-2])")
+    made = run("upload", pairs_folder, "--name", "by hand", "--eye-pattern", "^p[0-9]+", *patient)
     assert isinstance(made, dict)
+    assert [pair.patient for pair in client.inspect.dataset_pairs(made["id"])] == ["0", "1", "2", None, None, None]
+    assert made["digest"] == client.upload_dataset(pairs_folder, patient_pattern=patient[1]).digest
+    checked = run("check", pairs_folder, "--quick", *patient)
+    assert isinstance(checked, dict) and checked["counts"]["patients"] == 3
     version = run("version", made["id"], "--reject", "p00000", "--split", 3, 1, 1, "--seed", 4)
     assert isinstance(version, dict)
     assert (version["pairs"], version["split"]) == (5, {"train": 3, "validation": 1, "test": 1})
@@ -98,5 +104,8 @@ def test_a_check_looks_into_the_pairs(pairs_folder: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["survey"]["summary"]["pairs"] == 6
+    patterns = ["--eye-pattern", "^p0000(.)", "--patient-pattern", "^p0000([01])"]
+    shown = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--quick", *patterns])
+    assert "6 pairs, 6 eyes of 2 known patients, layout: folders" in " ".join(shown.output.split())
     quick = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--json", "--quick"])
     assert "survey" not in json.loads(quick.stdout)

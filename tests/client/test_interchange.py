@@ -98,6 +98,9 @@ def test_a_data_set_goes_out(models_dir: Path, pairs_folder: Path, tmp_path: Pat
     result = run(models_dir, "dataset", "export", pairs_folder, "--format", "zip", "--out", tmp_path / "pairs.zip")
     assert result.exit_code == 0, result.stderr
     assert "not stated" in result.stdout
+    refused = run(models_dir, "dataset", "export", pairs_folder, "--format", "dicom", "--out", tmp_path / "dicom")
+    assert refused.exit_code == 1 and "may show a patient" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "dicom").exists()
     checked = printed(run(models_dir, "dataset", "check", tmp_path / "pairs.zip", "--json"))
     assert checked["digest"] == report["digest"]
 

@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import uvicorn
+from standardwebhooks import Webhook as Verifier
 from typer.testing import CliRunner, Result
 
 from cffa_core.errors import Conflict, InvalidSpec, NotFound
@@ -23,6 +25,7 @@ from services.api.app import create_app
 from services.client.cli import app
 from services.client.client import CffaClient
 from services.client.webhook_listener import CannotListen, Listener
+from tests.faulty_proxy import Fault, faulty_proxy
 from tests.webhook_receivers import loopback_settings, receiver
 
 
@@ -46,6 +49,24 @@ def run(url: str, *arguments: str) -> Result:
     result = CliRunner().invoke(app, ["webhook", *arguments, "--url", url])
     assert result.exit_code == 0, result.stderr
     return result
+
+
+def test_a_lost_answer_makes_one_hook_and_its_secret_comes_again(url: str) -> None:
+    def lost_once(number: int, head: str) -> Fault | None:
+        return Fault(cut_answer_after=0) if number == 0 else None
+
+    with (
+        faulty_proxy(urlsplit(url).port or 0, lost_once) as proxy,
+        CffaClient(f"http://127.0.0.1:{proxy.port}") as client,
+        receiver() as there,
+    ):
+        made = client.webhooks.create(there.url())
+        assert made.secret is not None and len(proxy.heads) == 2
+        assert [hook.id for hook in client.webhooks.all()] == [made.id]
+        client.webhooks.test(made.id)
+        (message,) = there.wait(1)
+        Verifier(made.secret).verify(message.body, message.headers)
+        client.webhooks.delete(made.id)
 
 
 def test_the_typed_client(url: str) -> None:

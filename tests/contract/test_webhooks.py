@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, InvalidSpec, NotFound
-from cffa_core.jobs.service_tables import deliveries
+from cffa_core.jobs.service_tables import deliveries, webhooks
 from cffa_core.jobs.store import JobStore
 from cffa_core.webhooks.addresses import Policy
 from cffa_core.webhooks.backoff import Backoff
 from cffa_core.webhooks.messages import EventType
-from cffa_core.webhooks.records import Delivery, DeliveryState, Due, Outcome
+from cffa_core.webhooks.records import Delivery, DeliveryState, Due, NewWebhook, Outcome
 from cffa_core.webhooks.store import Webhooks
 from tests.commit_proxy import When, commit_proxy
 from tests.record_cases import (
@@ -44,7 +45,7 @@ def hooks(store: JobStore) -> Webhooks:
 
 
 def hook(hooks: Webhooks, *events: EventType, owner: str = OWNER) -> str:
-    return hooks.create(owner, URL, events)[0].id
+    return hooks.create(owner, URL, events).hook.id
 
 
 def listed(hooks: Webhooks, webhook_id: str, owner: str = OWNER) -> list[Delivery]:
@@ -288,7 +289,8 @@ def test_every_call_is_the_owners_alone(hooks: Webhooks) -> None:
 
 
 def test_secrets_change_over(hooks: Webhooks) -> None:
-    made, first = hooks.create(OWNER, URL)
+    new = hooks.create(OWNER, URL)
+    made, first = new.hook, new.secret
     second = hooks.rotate_secret(OWNER, made.id)
     hooks.trial(OWNER, made.id)
     due = take(hooks)
@@ -300,6 +302,51 @@ def test_secrets_change_over(hooks: Webhooks) -> None:
     hooks.trial(OWNER, made.id)
     assert take(hooks).secrets == (fourth,)
     assert len({first, second, third, fourth}) == 4
+
+
+def test_one_key_makes_one_hook(store: JobStore, hooks: Webhooks) -> None:
+    events = [EventType.JOB_FAILED, EventType.JOB_STARTED]
+    made = hooks.create(OWNER, URL, events, idempotency_key="k")
+    assert made.secret is not None and not made.replayed
+    again = hooks.create(OWNER, URL, events[::-1], idempotency_key="k")
+    assert again == NewWebhook(made.hook, made.secret, replayed=True)
+    for url, wanted in ((URL + "/2", events), (URL, [])):
+        with pytest.raises(Conflict) as caught:
+            hooks.create(OWNER, url, wanted, idempotency_key="k")
+        assert [problem.code for problem in caught.value.problems] == ["idempotency_key_reused"]
+    others = [hooks.create(OTHER, URL, events, idempotency_key="k"), hooks.create(OWNER, URL, events)]
+    assert len({made.hook.id, *(other.hook.id for other in others)}) == 3
+
+    changed = hooks.update(OWNER, made.hook.id, url=URL + "/2")
+    assert hooks.create(OWNER, URL, events, idempotency_key="k") == NewWebhook(changed, made.secret, replayed=True)
+    hooks.delete(OWNER, made.hook.id)
+    anew = hooks.create(OWNER, URL, idempotency_key="k")
+    assert not anew.replayed and anew.hook.id != made.hook.id
+
+
+def test_a_repetition_tells_the_first_secret_for_a_day_and_no_other_ever(store: JobStore, hooks: Webhooks) -> None:
+    def again(key: str) -> str | None:
+        found = hooks.create(OWNER, URL, idempotency_key=key)
+        assert found.replayed
+        return found.secret
+
+    made = {key: hooks.create(OWNER, URL, idempotency_key=key) for key in ("rotated", "replaced", "old")}
+    hooks.rotate_secret(OWNER, made["rotated"].hook.id)
+    hooks.rotate_secret(OWNER, made["replaced"].hook.id, keep_previous=False)
+    assert [again(key) for key in made] == [None, None, made["old"].secret]
+    aged = webhooks.c.created_at - 86_000
+    store.database.write(lambda connection: connection.execute(webhooks.update().values(created_at=aged)))
+    assert again("old") == made["old"].secret
+    store.database.write(lambda connection: connection.execute(webhooks.update().values(created_at=aged)))
+    assert again("old") is None
+
+
+def test_posts_with_one_key_at_once_make_one_hook(hooks: Webhooks) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: hooks.create(OWNER, URL, idempotency_key="k"), range(8)))
+    assert len({new.hook.id for new in made}) == len({new.secret for new in made}) == 1
+    assert [new.replayed for new in made].count(False) == 1
+    assert len(hooks.page(OWNER).items) == 1
 
 
 def test_changes(hooks: Webhooks) -> None:
@@ -373,7 +420,7 @@ def test_a_commit_without_an_answer_happens_once(postgres_url: str, when: When) 
             proxy.arm(when)
 
         cut()
-        webhook_id = hook(shaky)
+        webhook_id = shaky.create(OWNER, URL, idempotency_key="k").hook.id
         assert [found.id for found in steady.page(OWNER).items] == [webhook_id]
         job = training_job(store)
         cut()

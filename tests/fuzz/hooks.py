@@ -1,6 +1,7 @@
 """Schemathesis' hooks: where a request asks for something by an id that could be one, it often asks for one that is.
 
-Loaded by the fuzzer (``schemathesis.toml`` names it). Without it nearly every request would end with 404.
+Loaded by the fuzzer (``schemathesis.toml`` names it). Without it nearly every request would end with 404. Also the
+check that bad requests are refused, with the one exception that the API makes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import zlib
 from typing import Any
 
 import schemathesis
+from jsonschema import Draft202012Validator, ValidationError
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from tests.api.driving import good_upload
 from tests.fuzz.place import known_ids
@@ -57,3 +60,33 @@ def map_body(context: Any, body: Any) -> Any:
         if isinstance(body.get("file"), bytes) and _number(body["file"]) % 2:
             body["file"] = good_upload()
     return body
+
+
+@schemathesis.check
+def bad_data_is_refused(context: Any, response: Any, case: Any) -> bool | None:
+    """What the document does not allow is refused, but for numbers and truth values that are written another way."""
+    if is_only_written_otherwise(case):
+        return True
+    return bool(negative_data_rejection(context, response, case))
+
+
+def is_only_written_otherwise(case: Any) -> bool:
+    """Whether a body is wrong by its schema for nothing but ``"5"``, ``true`` or ``0`` in place of another scalar."""
+    document, media = case.operation.schema.raw_schema, case.media_type
+    operation = document["paths"][case.operation.path].get(case.method.lower(), {})
+    described = operation.get("requestBody", {}).get("content", {})
+    if media not in described or not isinstance(case.body, dict):
+        return False
+    schema = {**described[media]["schema"], "components": document["components"]}
+    found = list(Draft202012Validator(schema).iter_errors(case.body))
+    return bool(found) and all(_is_scalar_of_another_type(error) for error in found)
+
+
+def _is_scalar_of_another_type(error: ValidationError) -> bool:
+    if error.validator in ("anyOf", "oneOf"):
+        branches: dict[Any, list[ValidationError]] = {}
+        for inner in error.context or ():
+            branches.setdefault(inner.schema_path[0], []).append(inner)
+        return any(all(map(_is_scalar_of_another_type, inner)) for inner in branches.values())
+    wanted = error.validator_value if error.validator == "type" else None
+    return wanted in ("integer", "number", "boolean") and isinstance(error.instance, bool | int | float | str)

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+import schemathesis
 
 from tests.fuzz.campaign import errors_in, run
+from tests.fuzz.hooks import is_only_written_otherwise
 from tests.fuzz.place import Target, target
 
 # Which phases run where, and for how many seconds at most; together they see each phase, with keys and without.
@@ -32,6 +34,25 @@ def test_every_answer_is_as_documented(place: Target) -> None:
     done = run(place, "--phases", phases, "--max-examples", str(EXAMPLES), "--max-time", str(seconds), "--seed", "1")
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
     assert not errors_in(place.logs)
+
+
+@pytest.mark.parametrize(
+    ("body", "otherwise"),
+    [
+        ({"split": {"train": "0.7", "seed": False}}, True),
+        ({"split": {"train": 1}}, False),
+        ({"split": {"train": "0.7", "other": 1}}, False),
+        ({"split": {"train": 0}}, False),
+        ({"split": {"validation": "1"}}, False),
+        ({"reject": "m000"}, False),
+        ({"name": 5}, False),
+    ],
+)
+def test_only_scalars_may_be_written_otherwise(place: Target, body: dict[str, Any], otherwise: bool) -> None:
+    document = httpx.get(f"{place.url}/openapi.json").json()
+    operation = schemathesis.openapi.from_dict(document)["/v1/datasets/{dataset_id}/versions"]["POST"]
+    case = operation.Case(body=body, media_type="application/json")
+    assert is_only_written_otherwise(case) is otherwise
 
 
 def test_the_stateful_phase_has_links_to_follow(place: Target) -> None:

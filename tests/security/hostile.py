@@ -360,5 +360,12 @@ UPLOADS: dict[str, Upload] = {
         "bad_eye_pattern",
         eye_pattern="(a|a)*b",
     ),
+    "regular expression of a patient that never ends": _said(
+        lambda: zipped(
+            [(f"{m}/{'a' * 40}{i}.png", encode(draw_pair(i, 64)[m == "fa"])) for i in (1, 2) for m in ("cf", "fa")]
+        ),
+        "bad_patient_pattern",
+        patient_pattern="(a|a)*b",
+    ),
     "regular expression of a thousand groups": _said(lambda: with_pairs(), "bad_eye_pattern", eye_pattern="(" * 150),
 }

@@ -31,6 +31,7 @@ class SurveyPending(CffaError):
 def check(
     path: Pairs,
     eye_pattern: options.EyePattern = None,
+    patient_pattern: options.PatientPattern = None,
     auto_register: AutoRegister = False,
     sheet: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write flagged pairs as checkerboards (PNG) here.")
@@ -51,6 +52,7 @@ def check(
         checked = ingest.check(
             path,
             eye_pattern=eye_pattern,
+            patient_pattern=patient_pattern,
             auto_register=auto_register,
             on_progress=lambda done, total: bars("checking", done, total),
         )
@@ -65,7 +67,9 @@ def check(
         print_json(report)
     else:
         print_report(report)
-        say(f"{len(checked.pairs)} pairs, layout: {checked.layout}, digest: {checked.digest[:16]}")
+        known = "" if checked.patients is None else f" of {checked.patients} known patients"
+        count = f"{len(checked.pairs)} pairs, {checked.eyes} eyes{known}"
+        say(f"{count}, layout: {checked.layout}, digest: {checked.digest[:16]}")
     if not checked.ok:
         raise InvalidDataset(f"{path} would be refused", problems=checked.problems)
 
@@ -111,6 +115,7 @@ def upload(
     source: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pairs, or a zip.")],
     name: Name = None,
     eye_pattern: options.EyePattern = None,
+    patient_pattern: options.PatientPattern = None,
     auto_register: AutoRegister = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an upload that broke off.")] = False,
     as_json: AsJson = False,
@@ -124,6 +129,7 @@ def upload(
                 source,
                 name,
                 eye_pattern=eye_pattern,
+                patient_pattern=patient_pattern,
                 auto_register=auto_register,
                 resume=resume,
                 on_bytes=lambda done, total: bars("uploading", done, total),
@@ -134,6 +140,7 @@ def upload(
                 name,
                 lambda done, total: bars("uploading", done, total),
                 eye_pattern=eye_pattern,
+                patient_pattern=patient_pattern,
                 auto_register=auto_register,
             )
     _print_one(made, as_json)
@@ -143,6 +150,7 @@ def import_(
     prefix: Annotated[str, typer.Argument(help="Folder below your import folder in the service's bucket.")],
     name: Name = None,
     eye_pattern: options.EyePattern = None,
+    patient_pattern: options.PatientPattern = None,
     auto_register: AutoRegister = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
@@ -150,7 +158,9 @@ def import_(
 ) -> None:
     """Take pairs in that lie in the service's object store already."""
     with options.connect(url, api_key) as client:
-        made = client.sets.import_prefix(prefix, name, eye_pattern=eye_pattern, auto_register=auto_register)
+        made = client.sets.import_prefix(
+            prefix, name, eye_pattern=eye_pattern, patient_pattern=patient_pattern, auto_register=auto_register
+        )
     _print_one(made, as_json)
 
 

@@ -94,7 +94,8 @@ def model_import(
 def dataset_export(
     path: Pairs,
     kind: Annotated[
-        Literal["folder", "zip", "webdataset", "imagefolder"], typer.Option("--format", help="Form of the export.")
+        Literal["folder", "zip", "webdataset", "imagefolder", "dicom"],
+        typer.Option("--format", help="Form of the export; dicom is refused here: `cffa export` writes it."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder (or zip file) to make.")],
     licence: Annotated[
@@ -110,8 +111,10 @@ def dataset_export(
     as_json: AsJson = False,
 ) -> None:
     """Export pairs (any layout, or a downloaded archive) with a data card and Croissant metadata."""
-    from cffa_core.data.export import export_pairs
+    from cffa_core.data.export import export_pairs, no_such_form
 
+    if kind == "dicom":
+        raise no_such_form(kind)
     with progress_bars() as bars:
         report = export_pairs(
             path,

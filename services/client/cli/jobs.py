@@ -249,6 +249,7 @@ def upload(
     source: Annotated[Path, typer.Argument(metavar="PATH", help="Folder or zip of pairs.")],
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     eye_pattern: options.EyePattern = None,
+    patient_pattern: options.PatientPattern = None,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
@@ -256,7 +257,11 @@ def upload(
     """Upload a folder or zip of pairs; every problem of every file is named if it is refused."""
     with options.connect(url, api_key) as client, progress_bars() as bars:
         dataset = client.upload_dataset(
-            source, name, lambda done, total: bars("uploading", done, total), eye_pattern=eye_pattern
+            source,
+            name,
+            lambda done, total: bars("uploading", done, total),
+            eye_pattern=eye_pattern,
+            patient_pattern=patient_pattern,
         )
     if as_json:
         print_json(dataset.model_dump(mode="json"))

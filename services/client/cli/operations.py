@@ -18,7 +18,7 @@ def backup(
     to: Annotated[Path, typer.Option("--to", file_okay=False, help="New folder for the backup.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write the record and all objects it points to into a folder; the service may go on meanwhile."""
+    """Write the record, all objects it points to and all bases of the store into a folder; the service may go on."""
     from cffa_core.operations.backup import back_up
     from cffa_core.storage.open import open_store
 

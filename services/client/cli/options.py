@@ -48,6 +48,10 @@ Device = Annotated[str, typer.Option(envvar="CFFA_DEVICE", help="auto | cpu | cu
 EyePattern = Annotated[
     str | None, typer.Option(help="Regular expression: pairs whose names give the same match are one eye.")
 ]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option(help="Regular expression: eyes whose pairs' names give the same match are of one patient."),
+]
 Method = Annotated[
     str | None, typer.Option(help="Pair method: dual_unet | shared_attention | side_by_side | controlnet.")
 ]

@@ -204,6 +204,10 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
         export_pairs(source, tmp_path / "taken", "zip")
     with pytest.raises(InvalidSpec):
         export_pairs(source, tmp_path / "out", "webdataset", shard_pairs=0)
+    for kind, code in (("dicom", "not_synthetic"), ("rar", "unknown")):
+        with pytest.raises(InvalidSpec) as refused:
+            export_pairs(source, tmp_path / "out", kind)  # type: ignore[arg-type]
+        assert [(problem.pointer, problem.code) for problem in refused.value.problems] == [("/format", code)]
     with pytest.raises(StorageUnavailable, match="cannot be written"):
         export_pairs(source, tmp_path / "taken" / "out", "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "taken"]

@@ -105,6 +105,19 @@ def test_a_patient_in_two_parts_leaks(sound: dict[str, PairImages]) -> None:
     assert flags(found) == {"e0": ["leak"], "e1": ["leak"]}
 
 
+def test_a_known_patient_goes_before_a_guess(sound: dict[str, PairImages]) -> None:
+    eyes = {"e0": "p7_OD", "e1": "p7-OS", "e2": "p8_OD"}
+    patients = {"e0": "one", "e1": "two", "e2": "two"}
+    pairs = (
+        (replace(pair, patient=patients[pair.name]), images)
+        for pair, images in checked({name: sound[name] for name in eyes}, eyes)
+    )
+    found = survey(pairs, split={"train": ["e0", "e1"], "test": ["e2"]})
+    assert [pair["patient"] for pair in found["pairs"]] == ["one", "two", "two"]
+    assert found["summary"]["patients"] == 2
+    assert [leak["patient"] for leak in found["leaks"]] == ["two"]
+
+
 @pytest.mark.parametrize(
     ("eye", "patient"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cffa_core.errors import CorruptArtifact
+from cffa_core.errors import CorruptArtifact, InvalidSpec
 from cffa_core.jobs.spec import EditSettings, ExportForm, ExportSettings
 from cffa_core.recipes.archive import merge_archives, verify_archive, write_part_archive
 from cffa_core.recipes.export_archive import export_archive
@@ -96,8 +96,25 @@ def test_a_flipped_bit_in_a_sheet_is_found(whole: Path) -> None:
         verify_archive(whole)
 
 
+def with_source(tmp_path: Path, source: object) -> Path:
+    """An archive of two edited pairs of another source."""
+    folder = edited_part(tmp_path / "other", range(2))
+    write_part_archive(folder, tmp_path / "other.zip", {**HEADER, "source": source})
+    return tmp_path / "other.zip"
+
+
+@pytest.mark.parametrize("source", [{"dataset": "ab" * 32}, {"edit": "ab" * 32}, "pairs/", None])
+def test_what_may_show_a_patient_is_not_exported_as_dicom(tmp_path: Path, source: object) -> None:
+    archive = with_source(tmp_path, source)
+    with pytest.raises(InvalidSpec, match="patient") as refused:
+        export_archive(archive, tmp_path / "out", ExportSettings(form="dicom"))
+    assert [(problem.pointer, problem.code) for problem in refused.value.problems] == [("/form", "not_synthetic")]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("form", ["zip", "webdataset", "dicom"])
 def test_an_export_takes_masks_along_and_leaves_sheets(whole: Path, tmp_path: Path, form: ExportForm) -> None:
+    whole = with_source(tmp_path, {"generation": "ab" * 32}) if form == "dicom" else whole
     export_archive(whole, tmp_path / "out", ExportSettings(form=form))
     (path,) = sorted(set((tmp_path / "out").iterdir()) - {tmp_path / "out" / "manifest.json"})
     if form == "webdataset":
