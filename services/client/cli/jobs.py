@@ -81,8 +81,8 @@ def download(
 ) -> None:
     """Download the archive of a generation job, an export, or the report of a job that makes one; goes on where it
     broke off."""
+    from cffa_core.disk_files import sha256_of
     from cffa_core.jobs.spec import REPORTS
-    from services.client.download import digest_of
 
     with options.connect(url, api_key) as client, progress_bars() as bars:
         kind = client.job(job_id).kind
@@ -96,7 +96,7 @@ def download(
             job_id, out, part=part, on_bytes=lambda done, total: bars("downloading", done, total)
         )
     path = out / archive.filename if out.is_dir() else out
-    report = {"path": str(path), "bytes": archive.bytes, "sha256": digest_of(path), "pairs": archive.pairs}
+    report = {"path": str(path), "bytes": archive.bytes, "sha256": sha256_of(path), "pairs": archive.pairs}
     if as_json:
         print_json(report)
     else:
