@@ -33,8 +33,8 @@ from cffa_core.captioned.model import CaptionedModel
 from cffa_core.captioned.model_folder import load_captioned, read_captioned_card
 from cffa_core.captioned.scores import named, same_words, token_f1
 from cffa_core.captioned.text_coder import CaptionSampling
+from cffa_core.data import phantom
 from cffa_core.data.captions import read_captions
-from cffa_core.data.phantom import write_phantoms
 from cffa_core.data.sheet import BACKGROUND, GAP, HEADING, LABEL, MARGIN
 from cffa_core.evaluation.bootstrap import Statistic, Values, estimate
 from cffa_core.evaluation.findings import FindingsClassifier
@@ -48,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "captioned.json"
 SHEET = HERE.parent / "docs" / "images" / "captioned.png"
 # What a caption of a colour photograph may name, and what the classifier calls it.
-WORDS = {"haemorrhages": "haemorrhage", "exudates": "exudate", "microaneurysms": "microaneurysm"}
+WORDS = {phantom.WORDS[finding]: finding for finding in phantom.SEEN_IN["cf"]}
 # About a third of the specification's widths: with these, one core trains in about half an hour.
 SIZES = CaptionedSizes(unet=(64, 128, 256), image=16, decoder=64, text=128)
 CELL = 150
@@ -132,7 +132,7 @@ def _render(folder: Path, count: int, seed: int) -> None:
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        write_phantoms(partial, count, seed, 256, processes=1)
+        phantom.write_phantoms(partial, count, seed, 256, processes=1)
         shutil.rmtree(partial / "masks")
         partial.rename(folder)
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from cffa_core import rng
 from cffa_core.data.contracts import PairImages
 from cffa_core.data.field_of_view import field_of_view
-from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, Phantom, make_phantom
+from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, WORDS, Phantom, make_phantom
 from cffa_core.diffusion.losses import NoiseSchedule
 from cffa_core.editing.denoiser import BaseAlone
 from cffa_core.editing.editor import PairEditor, SourcePair
@@ -44,7 +44,6 @@ from cffa_core.models.base import Base, load_base
 from cffa_core.recipes.edit import edit_part, load_editor
 
 RESULTS = Path(__file__).resolve().parent / "results" / "editing.json"
-WORDS = {"haemorrhage": "haemorrhages", "exudate": "exudates", "microaneurysm": "microaneurysms", "leakage": "leakage"}
 PHASE = "late"  # leakage is brightest then
 SCORE = "ridge_correlation"
 MARGIN = 0.05  # what A may lose before an edit counts as having moved the images against each other

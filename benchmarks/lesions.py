@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from cffa_core import rng
-from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, make_phantom
+from cffa_core.data.phantom import Phase, make_caption, make_phantom
 from cffa_core.diffusion.losses import NoiseSchedule
 from cffa_core.diffusion.sampling import build_scheduler, denoise, draw_noise
 from cffa_core.evaluation.bootstrap import estimate
@@ -39,8 +39,7 @@ from cffa_core.models.base import Base, load_base
 from cffa_core.recipes.findings import auc
 
 RESULTS = Path(__file__).resolve().parent / "results" / "lesions.json"
-WORDS = {"haemorrhage": "haemorrhages", "exudate": "exudates", "microaneurysm": "microaneurysms", "leakage": "leakage"}
-PHASE = "late"  # leakage is brightest then
+PHASE: Phase = "late"  # leakage is brightest then
 NOTHING = "nothing"
 
 
@@ -140,9 +139,7 @@ def _predict(
 
 def _prompt(modality: Modality, finding: str) -> str:
     """The caption of a phantom with this finding and no other."""
-    if modality == "cf":
-        return CF_PROMPT if finding == NOTHING else f"{CF_PROMPT}, with {WORDS[finding]}"
-    return f"{FA_PROMPT}, {PHASE} phase" if finding == NOTHING else f"{FA_PROMPT}, with {WORDS[finding]}, {PHASE} phase"
+    return make_caption(modality, () if finding == NOTHING else (finding,), PHASE if modality == "fa" else None)
 
 
 def _place(options: argparse.Namespace, arm: str, modality: Modality, finding: str, index: int) -> Path:

@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cffa_core.data.phantom import write_phantoms
-from cffa_core.jobs.spec import GenerateSettings, SamplerSpec, TrainSettings
+from benchmarks.service import model_of_two_steps
+from cffa_core.jobs.spec import GenerateSettings, SamplerSpec
 from services.client.client import CffaClient
 from services.client.servers import Servers
 from tests.faults.campaign import machine
@@ -96,17 +96,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _running_job(client: CffaClient, options: argparse.Namespace, data: Path) -> str:
     """A generation job whose first part is done, so that it is known to run."""
-    write_phantoms(data, 4, 1, options.resolution)
-    training = TrainSettings(
-        base=options.base,
-        resolution=options.resolution,
-        steps=2,
-        validate_every=2,
-        checkpoint_every=2,
-        preview_pairs=0,
-        holdout=0.25,
-    )
-    trained = client.wait(client.submit_training(client.upload_dataset(data).id, training).id)
+    model_id = model_of_two_steps(client, options, data)
     settings = GenerateSettings(
         count=options.pairs,
         resolution=options.resolution,
@@ -114,7 +104,7 @@ def _running_job(client: CffaClient, options: argparse.Namespace, data: Path) ->
         part_size=2,
         sampler=SamplerSpec(steps=4),
     )
-    posted = client.submit_generation(client.model_of(trained.id).id, settings)
+    posted = client.submit_generation(model_id, settings)
     for job in client.watch(posted.id, timeout=600):
         if job.terminal:
             raise RuntimeError(f"the job ended as {job.state} before there was any load")

@@ -146,7 +146,7 @@ def _overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"service": [], "library": []}
     with Servers(home, environment=environment, logs=home / "logs") as servers, CffaClient(servers.url) as client:
         servers.wait_ready()
-        model_id = _train(client, options, folder / "data")
+        model_id = model_of_two_steps(client, options, folder / "data")
         model = _fetch_model(home, model_id, folder / "model")
         for number in range(options.repeats):
             settings = GenerateSettings(
@@ -184,8 +184,8 @@ def _overhead(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _train(client: CffaClient, options: argparse.Namespace, data: Path) -> str:
-    """A model of two steps: what it draws does not matter here."""
+def model_of_two_steps(client: CffaClient, options: argparse.Namespace, data: Path) -> str:
+    """Id of a model trained for two steps: what it draws does not matter here."""
     write_phantoms(data, 4, 1, options.resolution)
     dataset = client.upload_dataset(data)
     settings = TrainSettings(

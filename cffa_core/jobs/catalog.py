@@ -9,8 +9,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from cffa_core.errors import Conflict, NotFound
 from cffa_core.jobs import dataset_rows
+from cffa_core.jobs.paging import newest_first
 from cffa_core.jobs.records import Dataset, Model, NewModel, Page, StoredFiles, WorkerRecord
-from cffa_core.jobs.rows import as_page, dataset_of, model_of, moment, new_id, page_limits
+from cffa_core.jobs.rows import dataset_of, model_of, moment, new_id
 from cffa_core.jobs.schema import checkpoints, clock, datasets, models, turns, units, workers
 from cffa_core.storage.manifest import stored_to_json
 from cffa_core.webhooks import outbox
@@ -73,12 +74,9 @@ def holds_dataset(connection: sa.Connection, dataset: Dataset) -> bool:
 
 def list_datasets(connection: sa.Connection, owner: str, page_size: int, page_token: str | None) -> Page[Dataset]:
     """See :meth:`JobStore.list_datasets`."""
-    size, below = page_limits(page_size, page_token)
-    query = sa.select(datasets).where(datasets.c.owner == owner).order_by(datasets.c.number.desc()).limit(size + 1)
-    if below is not None:
-        query = query.where(datasets.c.number < below)
-    rows = connection.execute(query).all()
-    return as_page([dataset_of(row) for row in rows], [row.number for row in rows], size)
+    query = sa.select(datasets).where(datasets.c.owner == owner)
+    page = newest_first(connection, query, datasets.c.number, page_size, page_token)
+    return Page(tuple(dataset_of(row) for row in page.items), page.next_token)
 
 
 def add_model(connection: sa.Connection, owner: str, job_id: str, model: NewModel) -> str:
@@ -110,14 +108,11 @@ def list_models(
     connection: sa.Connection, owner: str, job_id: str | None, page_size: int, page_token: str | None
 ) -> Page[Model]:
     """See :meth:`JobStore.list_models`."""
-    size, below = page_limits(page_size, page_token)
-    query = sa.select(models).where(models.c.owner == owner).order_by(models.c.number.desc()).limit(size + 1)
+    query = sa.select(models).where(models.c.owner == owner)
     if job_id is not None:
         query = query.where(models.c.job_id == job_id)
-    if below is not None:
-        query = query.where(models.c.number < below)
-    rows = connection.execute(query).all()
-    return as_page([model_of(row) for row in rows], [row.number for row in rows], size)
+    page = newest_first(connection, query, models.c.number, page_size, page_token)
+    return Page(tuple(model_of(row) for row in page.items), page.next_token)
 
 
 def pointed_keys(connection: sa.Connection, job_id: str) -> set[str]:

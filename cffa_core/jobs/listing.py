@@ -25,9 +25,10 @@ from cffa_core.jobs.pace import (
     seconds_left,
     seconds_until_done,
 )
+from cffa_core.jobs.paging import newest_first
 from cffa_core.jobs.queue import live_workers, measured, places
 from cffa_core.jobs.records import Checkpoint, Event, Footprint, Job, JobFilter, Page, Part
-from cffa_core.jobs.rows import as_page, checkpoint_of, counts_of, event_of, moment, page_limits, part_of
+from cffa_core.jobs.rows import checkpoint_of, counts_of, event_of, moment, part_of
 from cffa_core.jobs.schema import checkpoints as checkpoint_rows
 from cffa_core.jobs.schema import events as event_rows
 from cffa_core.jobs.schema import jobs, units
@@ -66,17 +67,13 @@ def list_jobs(
     within: JobFilter,
 ) -> Page[Job]:
     """See :meth:`JobStore.list_jobs`."""
-    size, below = page_limits(page_size, page_token)
-    query = sa.select(jobs).where(jobs.c.owner == owner).order_by(jobs.c.number.desc()).limit(size + 1)
+    query = sa.select(jobs).where(jobs.c.owner == owner)
     if kind is not None:
         query = query.where(jobs.c.kind == kind.value)
     if state is not None:
         query = query.where(jobs.c.state == state.value)
-    query = query.where(*_kept_by(within))
-    if below is not None:
-        query = query.where(jobs.c.number < below)
-    rows = connection.execute(query).all()
-    return as_page(_jobs_of(connection, rows, cap), [row.number for row in rows], size)
+    page = newest_first(connection, query.where(*_kept_by(within)), jobs.c.number, page_size, page_token)
+    return Page(tuple(_jobs_of(connection, page.items, cap)), page.next_token)
 
 
 def _kept_by(within: JobFilter) -> list[sa.ColumnElement[bool]]:

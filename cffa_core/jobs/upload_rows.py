@@ -14,8 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, NotFound
+from cffa_core.jobs.paging import newest_first
 from cffa_core.jobs.records import Page
-from cffa_core.jobs.rows import as_page, moment, page_limits
+from cffa_core.jobs.rows import moment
 from cffa_core.jobs.schema import clock
 from cffa_core.jobs.service_tables import uploads
 
@@ -91,12 +92,9 @@ def get(connection: sa.Connection, owner: str, upload_id: str) -> Upload:
 
 def page(connection: sa.Connection, owner: str, page_size: int, page_token: str | None) -> Page[Upload]:
     """See :meth:`JobStore.list_uploads`."""
-    size, below = page_limits(page_size, page_token)
-    query = sa.select(uploads).where(uploads.c.owner == owner).order_by(uploads.c.number.desc()).limit(size + 1)
-    if below is not None:
-        query = query.where(uploads.c.number < below)
-    rows = connection.execute(query).all()
-    return as_page([_upload(row) for row in rows], [row.number for row in rows], size)
+    query = sa.select(uploads).where(uploads.c.owner == owner)
+    found = newest_first(connection, query, uploads.c.number, page_size, page_token)
+    return Page(tuple(_upload(row) for row in found.items), found.next_token)
 
 
 def hold(connection: sa.Connection, owner: str, upload_id: str, seconds: float) -> Upload:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import ModelUnavailable
 
 _MODEL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
@@ -81,5 +82,4 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _hash(path: str, size: int, mtime_ns: int) -> str:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(Path(path))

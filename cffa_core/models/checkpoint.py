@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from cffa_core.disk_files import flush, sha256_of
 from cffa_core.errors import CorruptArtifact, ModelUnavailable
 
 STATE_FORMAT = "cffa-training-state/1"
@@ -37,10 +37,10 @@ def publish(folder: Path) -> Iterator[Path]:
     try:
         yield staging
         for path in [*staging.rglob("*"), staging]:
-            _flush(path)
+            flush(path)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -89,7 +89,7 @@ def read_tensors(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below ``folder``, by relative name, in order."""
     return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -107,22 +107,8 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         path = folder / name
         if not path.is_file():
             raise CorruptArtifact(f"{folder.name} lacks {name}")
-        if path.stat().st_size != expected["size"] or _sha256(path) != expected["sha256"]:
+        if path.stat().st_size != expected["size"] or sha256_of(path) != expected["sha256"]:
             raise CorruptArtifact(
                 f"{folder.name}/{name} is not the file that was written (size or SHA-256 differ); "
                 "fetch or copy it again, or take an older checkpoint"
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,9 +7,7 @@ each), and ``manifest.json``, written last, without which it is none. Secrets ar
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 
 from cffa_core import __version__
+from cffa_core.disk_files import flush, sha256_of
 from cffa_core.errors import (
     Conflict,
     CorruptArtifact,
@@ -154,18 +153,3 @@ def _drop_others(folder: Path, keys: set[str]) -> None:
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         if path.relative_to(folder).as_posix() not in keys:
             path.unlink()
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Make a file or folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from cffa_core.disk_files import flush, sha256_of
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings, StorageUnavailable, VersionTooOld
 from cffa_core.jobs import version
 from cffa_core.jobs.database import Database
@@ -19,7 +20,7 @@ from cffa_core.jobs.locked import LockedJob
 from cffa_core.jobs.schema import units, workers
 from cffa_core.jobs.service_tables import uploads
 from cffa_core.jobs.state import UnitState
-from cffa_core.operations.backup import LISTING, OBJECTS, Backup, flush, read_backup, sha256_of
+from cffa_core.operations.backup import LISTING, OBJECTS, Backup, read_backup
 from cffa_core.operations.dump import load_postgresql, load_sqlite, require_empty
 from cffa_core.operations.inventory import OnObject
 from cffa_core.storage.base import ObjectInfo, ObjectStore, key_segments

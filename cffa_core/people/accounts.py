@@ -18,8 +18,9 @@ import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, InvalidSpec, Problem, StorageUnavailable
 from cffa_core.jobs.database import Database
+from cffa_core.jobs.paging import newest_first
 from cffa_core.jobs.records import Page
-from cffa_core.jobs.rows import as_page, new_id, page_limits
+from cffa_core.jobs.rows import new_id, page_limits
 from cffa_core.jobs.schema import clock
 from cffa_core.jobs.service_tables import accounts, api_keys
 from cffa_core.people import keys, quotas
@@ -173,16 +174,13 @@ class Accounts:
         self, owner: str | None, page_size: int = 50, page_token: str | None = None, *, spent: bool = False
     ) -> Page[ApiKey]:
         """Keys of an owner (None: of all), newest first; ``spent`` adds those that were revoked or have expired."""
-        size, below = page_limits(page_size, page_token)
-        query = sa.select(api_keys).order_by(api_keys.c.number.desc()).limit(size + 1)
+        query = sa.select(api_keys)
         if owner is not None:
             query = query.where(api_keys.c.owner == owner)
         if not spent:
             query = query.where(alive())
-        if below is not None:
-            query = query.where(api_keys.c.number < below)
-        rows = self._db.read(lambda connection: connection.execute(query).all())
-        return as_page([key_of(row) for row in rows], [row.number for row in rows], size)
+        page = self._db.read(lambda c: newest_first(c, query, api_keys.c.number, page_size, page_token))
+        return Page(tuple(key_of(row) for row in page.items), page.next_token)
 
     def revoke_key(self, key_id: str, owner: str | None = None) -> ApiKey:
         """Make a key worthless for good; repeating it is harmless. With ``owner`` it must be theirs, or it is not

@@ -13,8 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from cffa_core.jobs.database import Database
+from cffa_core.jobs.paging import newest_first
 from cffa_core.jobs.records import Page
-from cffa_core.jobs.rows import as_page, moment, page_limits
+from cffa_core.jobs.rows import moment
 from cffa_core.jobs.schema import clock
 from cffa_core.jobs.service_tables import audit
 
@@ -75,8 +76,7 @@ class AuditLog:
         page_token: str | None = None,
     ) -> Page[AuditEntry]:
         """Entries, newest first; each filter that is given must fit. ``since`` is inclusive, ``until`` is not."""
-        size, below = page_limits(page_size, page_token)
-        query = sa.select(audit).order_by(audit.c.number.desc()).limit(size + 1)
+        query = sa.select(audit)
         for column, wanted in ((audit.c.owner, owner), (audit.c.action, action), (audit.c.target, target)):
             if wanted is not None:
                 query = query.where(column == wanted)
@@ -84,10 +84,8 @@ class AuditLog:
             query = query.where(audit.c.at >= since.timestamp())
         if until is not None:
             query = query.where(audit.c.at < until.timestamp())
-        if below is not None:
-            query = query.where(audit.c.number < below)
-        rows = self._db.read(lambda connection: connection.execute(query).all())
-        return as_page([_entry(row) for row in rows], [row.number for row in rows], size)
+        page = self._db.read(lambda c: newest_first(c, query, audit.c.number, page_size, page_token))
+        return Page(tuple(_entry(row) for row in page.items), page.next_token)
 
     def forget(self, days: float) -> int:
         """Remove entries older than ``days``, the oldest first and at most 10,000 of them; returns how many."""

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import CorruptArtifact
 
 FORMAT = "cffa-archive/2"
@@ -76,7 +77,7 @@ def write_part_archive(
         {**pair, **{image: {**pair[image], "offset": offsets[pair[image]["name"]]} for image in images_of(pair)}}
         for pair in pairs
     ]
-    found = {"size": zip_path.stat().st_size, "sha256": _file_sha256(zip_path), "pairs": indexed}
+    found = {"size": zip_path.stat().st_size, "sha256": sha256_of(zip_path), "pairs": indexed}
     return found if rejects else found | {"exhausted": empty}
 
 
@@ -315,8 +316,3 @@ def _refuse_stowaways(path: Path) -> None:
         )
     if path.stat().st_size - end - directory not in _ENDINGS:
         raise CorruptArtifact(f"{path.name}: there are foreign bytes behind the last member")
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidDataset, NotFound, StorageUnavailable
 from cffa_core.jobs.spec import ExportSettings
 from cffa_core.recipes.archive import MANIFEST, images_of
@@ -91,10 +92,8 @@ def _export(
 
     files = []
     for shard in export_shards(pairs(), settings, header, folder):
-        with shard.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = shard.path.stat().st_size
-        files.append({"name": shard.path.name, "pairs": shard.pairs, "size": size, "sha256": digest})
+        files.append({"name": shard.path.name, "pairs": shard.pairs, "size": size, "sha256": sha256_of(shard.path)})
     source = {"manifest_sha256": hashlib.sha256(raw).hexdigest(), "pairs": len(entries)}
     (folder / MANIFEST).write_text(export_manifest(settings, header, source, files), encoding="utf-8")
     return files

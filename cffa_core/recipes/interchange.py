@@ -6,7 +6,6 @@ written over: an output that exists is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cffa_core.diffusion.rotation import BAND_EDGES
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, ModelUnavailable, Problem, StorageUnavailable
 from cffa_core.jobs.spec import LoraSpec, Method, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
@@ -163,7 +163,7 @@ def import_lora(
                 parameters[name].data.copy_(weight)
     with _new_folder(out) as staging:
         made = model.save(staging / "model", dataset_digest="", validation=None)
-        made["imported"] = {m: {"file": file.name, "sha256": _sha256(file)} for m, file in files.items()}
+        made["imported"] = {m: {"file": file.name, "sha256": sha256_of(file)} for m, file in files.items()}
         _write_card(staging / "model" / "model.json", made)
         for file in sorted((staging / "model").iterdir()):
             file.rename(staging / file.name)
@@ -282,8 +282,3 @@ def _readme(card: dict[str, Any], title: str, names: list[str], load: str) -> st
         "An FA is turned into one channel by its luminance.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from cffa_core.disk_files import flush, sha256_of
 from cffa_core.errors import Conflict, Gone, NotFound, StorageUnavailable
 from cffa_core.storage.base import ObjectInfo, key_segments
 from cffa_core.storage.local_direct import LocalDirectUploads
@@ -83,9 +84,9 @@ class LocalStore:
             try:
                 self._place(temporary, target)
             except FileExistsError as error:
-                if not target.is_file() or _hash(target) != (info.size, info.sha256):
+                if not target.is_file() or (target.stat().st_size, sha256_of(target)) != (info.size, info.sha256):
                     raise Conflict(f"object {key} exists with other bytes; objects are never overwritten") from error
-            _sync_folder(target.parent)
+            flush(target.parent)
         return info
 
     def get_bytes(self, key: str) -> bytes:
@@ -225,7 +226,7 @@ class LocalStore:
         missing = [folder, *folder.parents]
         for path in reversed([path for path in missing if not path.exists()]):
             path.mkdir(exist_ok=True)
-            _sync_folder(path.parent)
+            flush(path.parent)
 
     def _walk(self, folder: Path, at: str, prefix: str) -> Iterator[str]:
         try:
@@ -284,22 +285,8 @@ class _Range(io.RawIOBase):
         super().close()
 
 
-def _hash(path: Path) -> tuple[int, str]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return path.stat().st_size, digest
-
-
 def _encode(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

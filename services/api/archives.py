@@ -12,8 +12,9 @@ from cffa_core.jobs.spec import ExportSpec, PairGrid
 from cffa_core.jobs.state import UnitKind
 from services.api import exports
 from services.api.access import Backend, JobId, Owner, TheBackend
+from services.api.missing_products import not_made
 from services.api.paging import PageSize, PageToken, offset_of
-from services.api.pairs import job_with_pairs, not_made
+from services.api.pairs import job_with_pairs
 from services.api.problems import documented
 from services.api.product_schemas import ArchiveList, ArchiveView
 

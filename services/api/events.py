@@ -11,10 +11,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from cffa_core.errors import Expired, NotFound
+from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Event
-from cffa_core.jobs.state import TERMINAL, JobState
+from cffa_core.jobs.state import TERMINAL
 from services.api.access import Backend, JobId, Owner, TheBackend
+from services.api.missing_products import refuse_expired
 from services.api.problems import Answers, documented
 from services.api.product_schemas import CheckpointList, CheckpointView, MetricList, MetricPoint
 from services.api.schemas import EventList, EventView
@@ -135,6 +136,5 @@ def list_metrics(
 )
 def list_checkpoints(job_id: JobId, backend: TheBackend, owner: Owner) -> CheckpointList:
     """Checkpoints a restarted worker can resume from, oldest first; the newest three are kept."""
-    if backend.store.get_job(owner, job_id).state is JobState.EXPIRED:
-        raise Expired(f"the products of job {job_id} were removed by retention")
+    refuse_expired(backend.store.get_job(owner, job_id))
     return CheckpointList(items=[CheckpointView.of(item) for item in backend.store.checkpoints(owner, job_id)])

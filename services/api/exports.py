@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from cffa_core.errors import Expired, NotFound
+from cffa_core.errors import NotFound
 from cffa_core.jobs.records import Job, Part
-from cffa_core.jobs.state import JobState, UnitKind
+from cffa_core.jobs.state import UnitKind
 from cffa_core.storage.base import ObjectInfo
 from services.api.access import Backend
-from services.api.pairs import not_made
+from services.api.missing_products import not_made, refuse_expired
 from services.api.product_schemas import ArchiveList, ArchiveView, StoredFileView
 
 MANIFEST = "manifest.json"
@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 def list_files(backend: Backend, owner: str, job: Job, first: int, page_size: int) -> ArchiveList:
     """One page of the archives of an export, and its manifest; empty until they are written."""
-    _refuse_expired(job)
+    refuse_expired(job)
     exported = _unit(backend, owner, job, UnitKind.EXPORT)
     finished = _unit(backend, owner, job, UnitKind.FINALIZE)
     files = [] if exported is None else exported.info["files"]
@@ -32,7 +32,7 @@ def list_files(backend: Backend, owner: str, job: Job, first: int, page_size: in
 
 def get_file(backend: Backend, owner: str, job: Job, number: int) -> ArchiveView:
     """One archive of an export; raises ``NotFound`` if it has fewer, ``Conflict`` while none is made."""
-    _refuse_expired(job)
+    refuse_expired(job)
     exported = _unit(backend, owner, job, UnitKind.EXPORT)
     if exported is None:
         raise not_made(job, f"archive {number}")
@@ -44,7 +44,7 @@ def get_file(backend: Backend, owner: str, job: Job, number: int) -> ArchiveView
 
 def get_only_file(backend: Backend, owner: str, job: Job) -> ArchiveView:
     """The archive of an export that has one; raises ``NotFound`` if it has several."""
-    _refuse_expired(job)
+    refuse_expired(job)
     exported = _unit(backend, owner, job, UnitKind.EXPORT)
     if exported is None:
         raise not_made(job, "the archive")
@@ -82,8 +82,3 @@ def _manifest(backend: Backend, info: ObjectInfo) -> StoredFileView:
 def _url(backend: Backend, info: ObjectInfo, filename: str) -> str:
     seconds = backend.settings.blob_url_ttl
     return backend.objects.download_url(info.key, expires_seconds=seconds, filename=filename, sha256=info.sha256)
-
-
-def _refuse_expired(job: Job) -> None:
-    if job.state is JobState.EXPIRED:
-        raise Expired(f"the products of job {job.id} were removed by retention")

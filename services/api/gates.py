@@ -14,14 +14,14 @@ from cffa_core.jobs.state import UnitKind
 from cffa_core.storage.manifest import read_verified
 from services.api.access import Backend, JobId, Owner, TheBackend
 from services.api.archives import archive_view
+from services.api.missing_products import not_made
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.pair_schemas import ExhaustedList, ExhaustedView, RejectList, RejectView, scored
-from services.api.pairs import first_part, job_with_pairs, not_made
+from services.api.pairs import finished_parts, first_part, job_with_pairs
 from services.api.problems import documented
 from services.api.product_schemas import ArchiveView
 
 router = APIRouter(tags=["results"])
-PARTS_PER_READ = 8
 
 
 @router.get(
@@ -37,17 +37,13 @@ def list_rejects(
     first = divmod(offset_of(page_token), MAX_TRIES)
     _, spec = job_with_pairs(backend, owner, job_id)
     found: list[RejectView] = []
-    number = first_part(spec, first[0])
-    while len(found) <= page_size:
-        parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=PARTS_PER_READ)
-        for part in parts:
-            for raw in _listed(backend, part, "rejects.json", "pairs"):
-                if (raw["index"], raw["try"]) >= first:
-                    fields = scored(part.index, raw) | {"reasons": raw["reasons"]}
-                    found.append(RejectView.model_validate(fields))
-        if len(parts) < PARTS_PER_READ:
+    for part in finished_parts(backend, owner, job_id, first_part(spec, first[0])):
+        for raw in _listed(backend, part, "rejects.json", "pairs"):
+            if (raw["index"], raw["try"]) >= first:
+                fields = scored(part.index, raw) | {"reasons": raw["reasons"]}
+                found.append(RejectView.model_validate(fields))
+        if len(found) > page_size:
             break
-        number = parts[-1].index + 1
     following = None
     if len(found) > page_size:
         following = str(found[page_size].index * MAX_TRIES + found[page_size].attempt)
@@ -67,15 +63,11 @@ def list_exhausted(
     _, spec = job_with_pairs(backend, owner, job_id)
     first = offset_of(page_token)
     found: list[ExhaustedView] = []
-    number = first_part(spec, first)
-    while len(found) <= page_size:
-        parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=number, limit=PARTS_PER_READ)
-        for part in parts:
-            listed = _listed(backend, part, "part.json", "exhausted")
-            found += [ExhaustedView(**raw, part=part.index) for raw in listed if raw["index"] >= first]
-        if len(parts) < PARTS_PER_READ:
+    for part in finished_parts(backend, owner, job_id, first_part(spec, first)):
+        listed = _listed(backend, part, "part.json", "exhausted")
+        found += [ExhaustedView(**raw, part=part.index) for raw in listed if raw["index"] >= first]
+        if len(found) > page_size:
             break
-        number = parts[-1].index + 1
     following = str(found[page_size].index) if len(found) > page_size else None
     return ExhaustedList(items=found[:page_size], next_page_token=following)
 

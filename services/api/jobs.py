@@ -18,18 +18,15 @@ from cffa_core.jobs.records import Job, JobFilter
 from cffa_core.jobs.spec import JobSpec, Kind
 from cffa_core.jobs.state import TERMINAL, JobState
 from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
+from services.api.job_requests import EvaluationJobRequest, ExportRequest, GenerationJobRequest, TrainingJobRequest
 from services.api.job_terms import JobTerms
 from services.api.moments import Moment
 from services.api.paging import PageSize, PageToken
 from services.api.problems import Answers, documented
 from services.api.ranges import etag_matches
 from services.api.schemas import (
-    EvaluationJobRequest,
-    ExportRequest,
-    GenerationJobRequest,
     JobList,
     JobView,
-    TrainingJobRequest,
 )
 
 LONGEST_WAIT = 30

@@ -9,20 +9,22 @@ import hashlib
 import io
 import json
 from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request, Response
 
-from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound, Problem
+from cffa_core.errors import Conflict, CorruptArtifact, NotFound, Problem
 from cffa_core.jobs.records import Job, Part
 from cffa_core.jobs.spec import GenerationSpec, PairGrid
-from cffa_core.jobs.state import TERMINAL, JobState, UnitKind
+from cffa_core.jobs.state import UnitKind
 from cffa_core.recipes.archive import images_of
 from cffa_core.recipes.regenerate import regeneration
 from cffa_core.storage.manifest import read_verified
 from services.api.access import Backend, IdempotencyKey, JobId, Owner, TheBackend
 from services.api.job_terms import JobTerms
 from services.api.jobs import create_job
+from services.api.missing_products import not_made, refuse_expired
 from services.api.paging import PageSize, PageToken, offset_of
 from services.api.pair_schemas import PairList, PairView, StoredImage, edited, scored
 from services.api.problems import Answers, documented
@@ -30,6 +32,7 @@ from services.api.ranges import serve
 from services.api.schemas import JobView
 
 router = APIRouter(tags=["results"])
+PARTS_PER_READ = 8
 PNG: Answers = {
     200: {"description": "PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -48,14 +51,10 @@ def list_pairs(
     job, spec = job_with_pairs(backend, owner, job_id)
     first = offset_of(page_token)
     found: list[PairView] = []
-    number = first_part(spec, first)
-    while len(found) <= page_size:
-        parts = backend.store.parts(owner, job.id, kind=UnitKind.PART, first=number, limit=8)
-        for part in parts:
-            found += [pair_view(job, part, raw) for raw in pairs_of(backend, part) if raw["index"] >= first]
-        if len(parts) < 8:
+    for part in finished_parts(backend, owner, job_id, first_part(spec, first)):
+        found += [pair_view(job, part, raw) for raw in pairs_of(backend, part) if raw["index"] >= first]
+        if len(found) > page_size:
             break
-        number = parts[-1].index + 1
     following = str(found[page_size].index) if len(found) > page_size else None
     return PairList(items=found[:page_size], next_page_token=following)
 
@@ -144,16 +143,8 @@ def job_with_pairs(backend: Backend, owner: str, job_id: str) -> tuple[Job, Pair
     job = backend.store.get_job(owner, job_id)
     if not isinstance(job.spec, PairGrid):
         raise Conflict(f"job {job_id} is a {job.kind} job; only generation and edit jobs make pairs and archives")
-    if job.state is JobState.EXPIRED:
-        raise Expired(f"the products of job {job_id} were removed by retention")
+    refuse_expired(job)
     return job, job.spec
-
-
-def not_made(job: Job, what: str) -> Conflict | NotFound:
-    """The error for a product that is not there: yet, or for good."""
-    if job.state in TERMINAL:
-        return NotFound(f"{what} was not made: the job is {job.state}")
-    return Conflict(f"{what} is not made yet: the job is {job.state}")
 
 
 def pairs_of(backend: Backend, part: Part) -> list[dict[str, Any]]:
@@ -182,6 +173,16 @@ def pair_view(job: Job, part: Part, raw: dict[str, Any]) -> PairView:
 def first_part(spec: PairGrid, index: int) -> int:
     """The part in which the pairs from ``index`` on begin."""
     return bisect_left(spec.indices, index) // spec.part_size
+
+
+def finished_parts(backend: Backend, owner: str, job_id: str, first: int) -> Iterator[Part]:
+    """Finished parts from number ``first`` on, read from the record a few at a time, as far as the caller goes."""
+    while True:
+        parts = backend.store.parts(owner, job_id, kind=UnitKind.PART, first=first, limit=PARTS_PER_READ)
+        yield from parts
+        if len(parts) < PARTS_PER_READ:
+            return
+        first = parts[-1].index + 1
 
 
 def _find(backend: Backend, owner: str, job_id: str, index: int) -> tuple[Job, Part, dict[str, Any]]:

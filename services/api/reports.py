@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 from fastapi import APIRouter, Request, Response
 
-from cffa_core.errors import Conflict, CorruptArtifact, Expired, NotFound
+from cffa_core.errors import Conflict, CorruptArtifact, NotFound
 from cffa_core.jobs.spec import REPORTS, Kind
 from cffa_core.jobs.state import JobState, UnitKind
 from cffa_core.storage.base import ObjectInfo
 from cffa_core.storage.manifest import read_verified
 from services.api.access import Backend, JobId, Owner, TheBackend
-from services.api.pairs import not_made
+from services.api.missing_products import not_made, refuse_expired
 from services.api.problems import Answers, documented
 from services.api.product_schemas import ReportView, StoredFileView
 from services.api.ranges import serve
@@ -111,8 +111,7 @@ def _files(backend: Backend, owner: str, job_id: str) -> dict[str, ObjectInfo]:
     job = backend.store.get_job(owner, job_id)
     if job.kind not in REPORTS:
         raise Conflict(f"job {job_id} is a {job.kind} job; only {', '.join(REPORTS)} jobs make a report")
-    if job.state is JobState.EXPIRED:
-        raise Expired(f"the products of job {job_id} were removed by retention")
+    refuse_expired(job)
     if job.state is not JobState.SUCCEEDED:
         raise not_made(job, "the report")
     kind = UnitKind.EVALUATE if job.kind is Kind.EVALUATION else UnitKind.COMPUTE

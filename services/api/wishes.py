@@ -15,13 +15,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from cffa_core.errors import Conflict, Expired
+from cffa_core.errors import Conflict
 from cffa_core.jobs.records import Wish
 from cffa_core.jobs.spec import Kind
-from cffa_core.jobs.state import JobState, UnitKind
+from cffa_core.jobs.state import UnitKind
 from cffa_core.jobs.wishes import SAMPLE
 from cffa_core.storage.base import ObjectInfo
 from services.api.access import Backend, JobId, Owner, TheBackend
+from services.api.missing_products import refuse_expired
 from services.api.problems import documented
 from services.api.product_schemas import StoredFileView
 from services.api.schemas import JobView
@@ -97,8 +98,7 @@ def list_previews(job_id: JobId, backend: TheBackend, owner: Owner) -> PreviewLi
     job = backend.store.get_job(owner, job_id)
     if job.kind is not Kind.TRAINING:
         raise Conflict(f"job {job_id} is a {job.kind} job; only a training of pairs draws previews")
-    if job.state is JobState.EXPIRED:
-        raise Expired(f"the products of job {job_id} were removed by retention")
+    refuse_expired(job)
     found: dict[tuple[int, bool], dict[str, ObjectInfo]] = {}
     for saved in backend.store.checkpoints(owner, job_id):
         _add(found, saved.stored.files, saved.step)

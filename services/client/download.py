@@ -6,7 +6,6 @@ the rest of another file is never appended to it. Knows ranges and digests, not 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import CorruptArtifact, StorageUnavailable
 from services.client.problems import ApiError, ServiceUnreachable, from_response
 
@@ -36,7 +36,7 @@ def fetch(
     the connection breaks six times without a byte of progress, and the service's own errors.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_file() and target.stat().st_size == size and digest_of(target) == sha256:
+    if target.is_file() and target.stat().st_size == size and sha256_of(target) == sha256:
         return target
     part = target.with_name(f"{target.name}.{sha256[:16]}.part")
     part.touch()
@@ -56,7 +56,7 @@ def fetch(
             raise ServiceUnreachable(f"the download of {target.name} keeps breaking off: {broken}") from broken
         if failures:
             time.sleep(min(8.0, 0.25 * 2**failures))
-    found = digest_of(part)
+    found = sha256_of(part)
     if part.stat().st_size != size or found != sha256:
         part.unlink()
         raise CorruptArtifact(
@@ -91,9 +91,3 @@ def _receive(http: httpx.Client, url: str, part: Path, have: int, size: int, on_
                         on_bytes(received, size)
         except OSError as error:
             raise StorageUnavailable(f"cannot write {part}: {error.strerror}") from error
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import httpx
 
+from services.client.calls import Calls, R
 from services.client.event_stream import Event, EventLines, is_over, stream_headers
 from services.client.problems import ServiceUnreachable, from_response
-from services.client.resources import Page, Pair, Resource
-from services.client.transport import Transport
+from services.client.resources import Pair, Resource
 
-R = TypeVar("R", bound=Resource)
 # Longer than the silence that the service allows itself: it sends a comment every 15 s.
 SILENCE_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
@@ -59,11 +58,8 @@ class Worker(Resource):
     seen_at: datetime
 
 
-class Inspection:
+class Inspection(Calls):
     """What can be looked at; ``CffaClient.inspect``. Raises as the client does."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
 
     def events(self, job_id: str, *, after: int = 0) -> Iterator[Event]:
         """The history of a job so far, oldest first, from event number ``after`` (exclusive) on."""
@@ -85,9 +81,7 @@ class Inspection:
         while True:
             idle = True
             try:
-                with self._transport.http.stream(
-                    "GET", path, headers=stream_headers(after), timeout=timeout
-                ) as response:
+                with self._http.stream("GET", path, headers=stream_headers(after), timeout=timeout) as response:
                     if is_over(response):
                         return
                     if response.is_error:
@@ -116,7 +110,7 @@ class Inspection:
 
     def pair(self, job_id: str, index: int) -> Pair:
         """One made pair; raises ``Conflict`` while it is not made, ``NotFound`` if it never will be."""
-        return Pair.model_validate_json(self._answer(f"/v1/jobs/{job_id}/pairs/{index}").content)
+        return self._get(f"/v1/jobs/{job_id}/pairs/{index}", Pair)
 
     def pair_image(self, job_id: str, index: int, modality: Literal["cf", "fa", "mask", "sheet"]) -> bytes:
         """The PNG of one modality of a made pair; of an edited one also its mask, and its sheet of before and after."""
@@ -128,14 +122,7 @@ class Inspection:
 
     def dataset_pairs(self, dataset_id: str) -> Iterator[DatasetPair]:
         """Pairs of a data set, in its own order."""
-        token: str | None = None
-        while True:
-            query = {} if token is None else {"page_token": token}
-            page = Page[Any].model_validate_json(self._answer(f"/v1/datasets/{dataset_id}/pairs", query).content)
-            yield from (DatasetPair.model_validate(item) for item in page.items)
-            token = page.next_page_token
-            if token is None:
-                return
+        return self._pages(f"/v1/datasets/{dataset_id}/pairs", DatasetPair)
 
     def model_card(self, model_id: str) -> dict[str, Any]:
         """A model's card and, where it has them, signed links to its files."""
@@ -155,4 +142,4 @@ class Inspection:
         return [kind.model_validate(item) for item in self._answer(path, query).json()["items"]]
 
     def _answer(self, path: str, query: Mapping[str, Any] | None = None) -> httpx.Response:
-        return self._transport.sent(lambda: self._transport.http.get(path, params=dict(query or {})), repeatable=True)
+        return self._transport.sent(lambda: self._http.get(path, params=dict(query or {})), repeatable=True)

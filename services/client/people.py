@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import httpx
 from pydantic import Field
 
-from services.client.resources import Page, Resource
-from services.client.transport import Transport
+from services.client.calls import Calls, R
+from services.client.resources import Resource
 
 Scope = Literal["viewer", "researcher", "admin"]
 
@@ -88,15 +88,8 @@ class AuditEntry(Resource):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
-R = TypeVar("R", bound=Resource)
-
-
-class People:
+class People(Calls):
     """What :class:`services.client.client.CffaClient` can ask of the service's people; raises as its methods do."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self._http = transport.http
 
     def me(self) -> Me:
         """Whom the client's key speaks for, and what is left of its account's limits."""
@@ -168,20 +161,6 @@ class People:
             "until": None if until is None else until.isoformat(),
         }
         return self._pages("/v1/audit", AuditEntry, query)
-
-    def _get(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> R:
-        params = {name: value for name, value in (query or {}).items() if value is not None}
-        response = self._transport.sent(lambda: self._http.get(path, params=params), repeatable=True)
-        return kind.model_validate_json(response.content)
-
-    def _pages(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> Iterator[R]:
-        token: str | None = None
-        while True:
-            page = self._get(path, Page[Any], {**(query or {}), "page_token": token})
-            yield from (kind.model_validate(item) for item in page.items)
-            token = page.next_page_token
-            if token is None:
-                return
 
     def _send(
         self, method: str, path: str, kind: type[R], body: Mapping[str, Any] | None = None, *, repeatable: bool = False

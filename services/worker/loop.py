@@ -21,6 +21,7 @@ from cffa_core.jobs.records import Claim
 from cffa_core.jobs.spec import SPEC_VERSION, Kind
 from cffa_core.jobs.store import JobStore
 from cffa_core.settings import Settings
+from services.worker.intervals import Intervals
 from services.worker.metrics import WorkerMetrics
 from services.worker.scratch import Scratch
 from services.worker.supervisor import CHILD_COMMAND, Supervisor
@@ -80,7 +81,7 @@ class Worker:
         self._answered = 0
         self._resting = False
         self._working = False
-        self._due: dict[str, float] = {}
+        self._intervals = Intervals()
         self._avoided: dict[str, tuple[float, float]] = {}
         self._unwell = 0
         self._registered_versions: str | None = None
@@ -214,18 +215,11 @@ class Worker:
 
     def _keep_house(self) -> None:
         """Heartbeat and sweep, each when due."""
-        if self._is_due("heartbeat", self._settings.renew_seconds):
+        if self._intervals.due("heartbeat", self._settings.renew_seconds):
             self._attempt(self._beat)
-        if self._is_due("sweep", self._settings.sweep_seconds):
+        if self._intervals.due("sweep", self._settings.sweep_seconds):
             self._attempt(self._sweep)
             self._attempt(self._look_for_newer)
-
-    def _is_due(self, what: str, every: float) -> bool:
-        now = time.monotonic()
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every
-        return True
 
     def _beat(self) -> None:
         try:

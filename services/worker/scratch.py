@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import StorageUnavailable
 from cffa_core.jobs.records import StoredFiles
 from cffa_core.storage.base import ObjectStore
@@ -125,9 +126,8 @@ def _is_intact(folder: Path, stored: StoredFiles, on_file: Callable[[int, int], 
         path = folder / name
         if not path.is_file() or path.stat().st_size != info.size:
             return False
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != info.sha256:
-                return False
+        if sha256_of(path) != info.sha256:
+            return False
         on_file(done, len(stored.files))
     return True
 

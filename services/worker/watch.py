@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cffa_core.errors import CffaError
+from services.worker.intervals import Intervals
 from services.worker.outbox import BROKER_ERRORS, Outbox
 
 TICK_SECONDS = 0.5
@@ -64,7 +64,7 @@ class Watch:
         self._unanswered = 0
         self._revived = False
         self._reachable = True
-        self._due: dict[str, float] = {}
+        self._intervals = Intervals()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -95,11 +95,11 @@ class Watch:
 
     def _round(self) -> None:
         try:
-            if self._is_due("top-up", self._top_up_seconds) and (published := self._top_up()):
+            if self._intervals.due("top-up", self._top_up_seconds) and (published := self._top_up()):
                 log.info("%d messages for units nobody was told of", published)
             if not self._idle():
                 self._unanswered = 0
-            elif self._is_due("probe", self._patience.seconds):
+            elif self._intervals.due("probe", self._patience.seconds):
                 self._probe()
         except CffaError as error:
             log.warning("the record: %s", error.message)
@@ -125,10 +125,3 @@ class Watch:
         if not self._reachable:
             log.info("the broker answers again")
         self._reachable = True
-
-    def _is_due(self, what: str, every: float) -> bool:
-        now = time.monotonic()
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every
-        return True

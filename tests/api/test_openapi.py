@@ -18,6 +18,7 @@ from services.api import (
     captioned_jobs,
     dataset_schemas,
     edit_jobs,
+    job_requests,
     people_schemas,
     problems,
     product_schemas,
@@ -25,6 +26,7 @@ from services.api import (
 )
 
 WITH_EXAMPLES = (
+    job_requests,
     schemas,
     attention_jobs,
     captioned_jobs,
@@ -202,9 +204,9 @@ def test_enough_is_exemplified() -> None:
 
 def test_posted_examples_are_specs_of_the_library() -> None:
     kinds = {
-        schemas.TrainingJobRequest: "training",
-        schemas.GenerationJobRequest: "generation",
-        schemas.EvaluationJobRequest: "evaluation",
+        job_requests.TrainingJobRequest: "training",
+        job_requests.GenerationJobRequest: "generation",
+        job_requests.EvaluationJobRequest: "evaluation",
         attention_jobs.AttentionJobRequest: "attention",
         captioned_jobs.CaptionedTrainingJobRequest: "captioned_training",
         captioned_jobs.CaptionedJobRequest: "captioned",

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cffa_core.errors import InvalidSpec
-from services.client.cli import app, options
+from services.client.cli import app, specification
 
 HEAVY = (
     "torch",
@@ -91,7 +91,7 @@ def test_options_beat_assignments_beat_the_file(tmp_path: Path) -> None:
     spec.write_text(
         json.dumps({"kind": "training", "dataset_id": "ds_x", "steps": 1, "seed": 1, "loss": {"hf_lambda": 0.1}})
     )
-    settings = options.train_settings(
+    settings = specification.train_settings(
         spec, ["steps=2", "seed=2", "loss.struct_loss=ngf", "lora.rank=4"], seed=3, every=7
     )
     assert (settings.steps, settings.seed) == (2, 3)
@@ -100,16 +100,16 @@ def test_options_beat_assignments_beat_the_file(tmp_path: Path) -> None:
 
 
 def test_the_options_of_the_methods_reach_them(tmp_path: Path) -> None:
-    sharing = options.train_settings(
+    sharing = specification.train_settings(
         None, None, method="shared_attention", max_resolution=16, step_range=(0.0, 0.6)
     ).shared_attention
     assert sharing is not None and (sharing.max_resolution, sharing.step_range) == (16, (0.0, 0.6))
-    canvas = options.train_settings(None, None, method="side_by_side", no_squeeze=True).side_by_side
+    canvas = specification.train_settings(None, None, method="side_by_side", no_squeeze=True).side_by_side
     assert canvas is not None and not canvas.squeeze
     # The spec of a stored job says null where a method has no settings of its own.
     stored = tmp_path / "spec.json"
-    stored.write_text(options.train_settings(None, None).model_dump_json(exclude={"loss", "timesteps"}))
-    assert options.train_settings(stored, None, method="shared_attention", max_resolution=8).loss.hf_lambda == 0
+    stored.write_text(specification.train_settings(None, None).model_dump_json(exclude={"loss", "timesteps"}))
+    assert specification.train_settings(stored, None, method="shared_attention", max_resolution=8).loss.hf_lambda == 0
 
 
 def test_options_of_another_method_are_refused() -> None:
@@ -121,7 +121,9 @@ def test_options_of_another_method_are_refused() -> None:
 
 
 def test_sampler_options_reach_the_sampler() -> None:
-    settings = options.generate_settings(None, None, scheduler="ddpm", steps=9, guidance=2.0, noise="rotated", count=3)
+    settings = specification.generate_settings(
+        None, None, scheduler="ddpm", steps=9, guidance=2.0, noise="rotated", count=3
+    )
     sampler = settings.sampler
     assert (sampler.scheduler, sampler.steps, sampler.guidance_scale, sampler.initial_noise) == (
         "ddpm",
@@ -136,16 +138,16 @@ def test_a_spec_file_must_hold_an_object(tmp_path: Path, text: str) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(text)
     with pytest.raises(InvalidSpec, match=r"spec\.json"):
-        options.train_settings(spec, None)
+        specification.train_settings(spec, None)
 
 
 def test_what_a_job_refers_to_may_stand_in_the_file(tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text('{"model_id": "mdl_a", "count": 2}')
-    assert options.reference(spec, "model_id", None) == "mdl_a"
-    assert options.reference(spec, "model_id", "mdl_b") == "mdl_b"
+    assert specification.reference(spec, "model_id", None) == "mdl_a"
+    assert specification.reference(spec, "model_id", "mdl_b") == "mdl_b"
     with pytest.raises(InvalidSpec, match="--dataset"):
-        options.reference(spec, "dataset_id", None)
+        specification.reference(spec, "dataset_id", None)
 
 
 def test_phantoms_become_a_data_set_that_passes_its_check(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cffa_core.data.phantom import write_phantoms
+from cffa_core.disk_files import sha256_of
 from cffa_core.errors import Conflict, InvalidDataset, InvalidSpec, NotFound
 from cffa_core.jobs.spec import GenerateSettings, TrainSettings
 from cffa_core.recipes.archive import verify_archive
 from services.client.cli import app
 from services.client.client import CffaClient
-from services.client.download import digest_of
 from services.client.servers import Servers
 from tests.client.conftest import TRAINING
 
@@ -152,7 +152,7 @@ def test_generated_pairs_are_measured_and_the_report_comes_home(
     folder = tmp_path / f"{done['id']}-report"
     listed = {Path(file["path"]).name: (file["bytes"], file["sha256"]) for file in fetched["files"]}
     assert {"report.json", "report.md", "alignment.png"} <= set(listed)
-    assert listed == {path.name: (path.stat().st_size, digest_of(path)) for path in folder.iterdir()}
+    assert listed == {path.name: (path.stat().st_size, sha256_of(path)) for path in folder.iterdir()}
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report == fetched["report"] == client.report(done["id"]).report
     assert (report["pairs"]["pairs"], report["reference"]["pairs"], report["train"]["pairs"]) == (5, 4, 6)

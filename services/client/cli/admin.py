@@ -19,6 +19,7 @@ admin = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Accounts, keys,
 account = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Accounts and their limits.")
 key = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Keys of accounts.")
 
+SomeOwner = Annotated[str | None, typer.Argument(metavar="[OWNER]", help="Account; by default your own.")]
 OwnerName = Annotated[str, typer.Argument(metavar="OWNER", help="Name of the account.")]
 ActiveJobs = Annotated[int | None, typer.Option(min=0, help="Jobs that are not over; 0 for no limit.")]
 Pairs = Annotated[
@@ -124,7 +125,7 @@ _switch("enable", "Let an account's keys count again.")
 
 @key.command("add")
 def key_add(
-    owner: Annotated[str | None, typer.Argument(metavar="[OWNER]", help="Account; by default your own.")] = None,
+    owner: SomeOwner = None,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "key",
     scope: Annotated[Literal["viewer", "researcher", "admin"], typer.Option(help="What it may do.")] = "researcher",
     days: Annotated[float | None, typer.Option(min=0, help="It expires after so many days; by default never.")] = None,
@@ -145,7 +146,7 @@ def key_add(
 
 @key.command("list")
 def key_list(
-    owner: Annotated[str | None, typer.Argument(metavar="[OWNER]", help="Account; by default your own.")] = None,
+    owner: SomeOwner = None,
     spent: Annotated[bool, typer.Option("--spent", help="Also those that were revoked or have expired.")] = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars, say
 
 Index = Annotated[int | None, typer.Option(help="Which pair of the seed is drawn and looked into.")]
@@ -30,7 +30,7 @@ MapResolution = Annotated[int | None, typer.Option(help="Side to which maps are 
 
 
 def attention(
-    model: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model folder (OUT/best_checkpoint).")],
+    model: options.ModelFolder,
     out: Annotated[
         Path, typer.Option("--out", "-o", file_okay=False, help="Folder for the sheet, the maps and the report.")
     ],
@@ -61,7 +61,7 @@ def attention(
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
-    base: Annotated[str | None, typer.Option(help="Where the model's base is, if not under its name.")] = None,
+    base: options.BaseOfModel = None,
     device: options.Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +88,7 @@ def attention(
         "structures": structures,
         "seed": seed,
     }
-    settings = options.settings_of(AttentionSettings, spec, assignments, **fields)
+    settings = specification.settings_of(AttentionSettings, spec, assignments, **fields)
     from cffa_core.methods.method import read_card
     from cffa_core.recipes.attention import capture_attention
 

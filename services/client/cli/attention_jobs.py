@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.attention import Index, MapKinds, MapResolution, Points, Words, point_of
-from services.client.cli.jobs import Priority, Watch, posted, submit
-from services.client.cli.options import Key, Url
+from services.client.cli.options import Key, Priority, Url, Watch
+from services.client.cli.submit import model_of, posted, submit
 from services.client.cli.terminal import AsJson
 
 
@@ -50,11 +50,13 @@ def submit_attention(
         "sampler.steps": steps,
         "sampler.guidance_scale": guidance,
     }
-    settings = options.settings_of(AttentionSettings, spec, assignments, **fields)
-    source = options.reference(spec, "model_id", model)
+    settings = specification.settings_of(AttentionSettings, spec, assignments, **fields)
+    source = specification.reference(spec, "model_id", model)
     with options.connect(url, api_key) as client:
-        model_id = client.model_of(source).id if source.startswith("job_") else source
-        job = client.submit_attention(model_id, settings, priority=priority, asked=options.terms(deadline, keep_days))
+        model_id = model_of(client, source)
+        job = client.submit_attention(
+            model_id, settings, priority=priority, asked=specification.terms(deadline, keep_days)
+        )
         posted(client, job, watch=watch, as_json=as_json)
 
 

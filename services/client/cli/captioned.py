@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 captioned = typer.Typer(
     cls=TypedErrors, no_args_is_help=True, help="Text to picture and picture to text: the captioned model."
 )
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", exists=True, file_okay=False, help="Model folder, or the run around it.")
-]
 Out = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder for what is made.")]
+Modality = Annotated[str | None, typer.Option(help="Which image of each pair is learnt: cf | fa")]
+Pictures = Annotated[int | None, typer.Option(help="Pictures per step.")]
+Every = Annotated[int | None, typer.Option("--every", help="Validate and checkpoint every N steps.")]
 
 
 @captioned.command()
@@ -27,16 +27,14 @@ def train(
     data: Annotated[
         Path, typer.Argument(metavar="DATA", exists=True, file_okay=False, help="Folder of pairs with captions.jsonl.")
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the run; resumed if it has one.")
-    ],
-    modality: Annotated[str | None, typer.Option(help="Which image of each pair is learnt: cf | fa")] = None,
+    out: options.RunFolder,
+    modality: Modality = None,
     steps: options.Steps = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    batch_size: Pictures = None,
     learning_rate: options.LearningRate = None,
     precision: Annotated[str | None, typer.Option(help="fp32 | bf16")] = None,
     holdout: options.Holdout = None,
-    every: Annotated[int | None, typer.Option(help="Validate and checkpoint every N steps.")] = None,
+    every: Every = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -46,7 +44,7 @@ def train(
     """Train on pairs with captions; leaves logs and OUT/best_checkpoint."""
     from cffa_core.jobs.captioned_spec import CaptionedTrainSettings
 
-    settings = options.settings_of(
+    settings = specification.settings_of(
         CaptionedTrainSettings,
         spec,
         assignments,
@@ -77,7 +75,7 @@ def train(
 
 @captioned.command()
 def draw(
-    model: Model,
+    model: options.ModelOrRun,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What is drawn, in words the model knows.")],
     out: Out,
     count: Annotated[int | None, typer.Option("--count", "-n", help="Pictures of each text.")] = None,
@@ -93,7 +91,7 @@ def draw(
     """Draw pictures of texts into OUT/images, with a sheet and a report."""
     from cffa_core.jobs.captioned_spec import CaptionedSettings
 
-    settings = options.settings_of(
+    settings = specification.settings_of(
         CaptionedSettings,
         spec,
         assignments,
@@ -110,7 +108,7 @@ def draw(
 
 @captioned.command()
 def describe(
-    model: Model,
+    model: options.ModelOrRun,
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", exists=True, help="Pairs whose pictures of the model's modality count.")
     ],
@@ -130,7 +128,7 @@ def describe(
     """Describe the pictures of a folder of pairs; leaves OUT/captions.jsonl, a sheet and a report."""
     from cffa_core.jobs.captioned_spec import CaptionedSettings
 
-    settings = options.settings_of(
+    settings = specification.settings_of(
         CaptionedSettings,
         spec,
         assignments,

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cffa_core.errors import InvalidSpec
-from services.client.cli import options
-from services.client.cli.jobs import Priority, Watch, posted, submit, uploaded
-from services.client.cli.options import Key, Url
+from services.client.cli import options, specification
+from services.client.cli.captioned import Every, Modality, Pictures
+from services.client.cli.options import Key, Priority, Url, Watch
+from services.client.cli.submit import dataset_of, model_of, posted, submit
 from services.client.cli.terminal import AsJson
-
-if TYPE_CHECKING:
-    from services.client.client import CffaClient
 
 Dataset = Annotated[str | None, typer.Option(help="Id of a data set, or a folder or zip, which is uploaded first.")]
 
 
 def submit_captioned_training(
     dataset: Dataset = None,
-    modality: Annotated[str | None, typer.Option(help="Which image of a pair is learnt: cf | fa")] = None,
+    modality: Modality = None,
     steps: options.Steps = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    batch_size: Pictures = None,
     learning_rate: options.LearningRate = None,
     holdout: options.Holdout = None,
-    every: Annotated[int | None, typer.Option("--every", help="Validate and checkpoint every N steps.")] = None,
+    every: Every = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -41,7 +39,7 @@ def submit_captioned_training(
     """Post a training of the captioned model on a data set that has captions.jsonl."""
     from cffa_core.jobs.spec import CaptionedTrainSettings
 
-    settings = options.settings_of(
+    settings = specification.settings_of(
         CaptionedTrainSettings,
         spec,
         assignments,
@@ -54,10 +52,10 @@ def submit_captioned_training(
         checkpoint_every=every,
         seed=seed,
     )
-    source = options.reference(spec, "dataset_id", dataset)
+    source = specification.reference(spec, "dataset_id", dataset)
     with options.connect(url, api_key) as client:
         job = client.submit_captioned_training(
-            _dataset(client, source), settings, priority=priority, asked=options.terms(deadline, keep_days)
+            dataset_of(client, source), settings, priority=priority, asked=specification.terms(deadline, keep_days)
         )
         posted(client, job, watch=watch, as_json=as_json)
 
@@ -72,8 +70,8 @@ def submit_captioned(
         str | None, typer.Option(help="Instead of texts: id, folder or zip of a data set whose images are captioned.")
     ] = None,
     per_text: Annotated[int | None, typer.Option(help="Images per text.")] = None,
-    ddim_steps: Annotated[int | None, typer.Option("--steps", help="Steps of the sampler.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")] = None,
+    ddim_steps: options.SampleSteps = None,
+    guidance: options.Guidance = None,
     no_diffusion: Annotated[bool, typer.Option("--no-diffusion", help="Decode the text's embedding directly.")] = False,
     captions: Annotated[int | None, typer.Option(help="Captions per image.")] = None,
     max_images: Annotated[int | None, typer.Option(help="Of a larger data set the first are captioned.")] = None,
@@ -92,11 +90,11 @@ def submit_captioned(
     from cffa_core.jobs.spec import CaptionedSettings
 
     given = [*(text or ()), *(_lines(texts) if texts is not None else ())]
-    source = dataset or options.field(spec, "dataset_id")
+    source = dataset or specification.field(spec, "dataset_id")
     if given and source:
         raise InvalidSpec("name what is drawn (--text, --texts) or what is captioned (--dataset), one of the two")
     task = "text_to_image" if given else "image_to_text" if source else None
-    settings = options.settings_of(
+    settings = specification.settings_of(
         CaptionedSettings,
         spec,
         assignments,
@@ -110,15 +108,15 @@ def submit_captioned(
         max_images=max_images,
         seed=seed,
     )
-    named = options.reference(spec, "model_id", model)
+    named = specification.reference(spec, "model_id", model)
     with options.connect(url, api_key) as client:
-        model_id = client.model_of(named).id if named.startswith("job_") else named
+        model_id = model_of(client, named)
         job = client.submit_captioned(
             model_id,
             settings,
-            dataset_id=None if source is None else _dataset(client, str(source)),
+            dataset_id=None if source is None else dataset_of(client, str(source)),
             priority=priority,
-            asked=options.terms(deadline, keep_days),
+            asked=specification.terms(deadline, keep_days),
         )
         posted(client, job, watch=watch, as_json=as_json)
 
@@ -128,11 +126,6 @@ def _lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _dataset(client: CffaClient, source: str) -> str:
-    """Id of a data set; a folder or zip is uploaded first."""
-    return source if source.startswith("ds_") else uploaded(client, Path(source))
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cffa_core.errors import CffaError, InvalidDataset
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.direct import Pairs, dataset
 from services.client.cli.options import Key, Url
 from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars, say
@@ -165,7 +165,7 @@ def import_(
 
 
 def list_(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    limit: options.Limit = 50,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
@@ -238,7 +238,7 @@ def version(
     """Make a version of a data set: pairs left out, a split by eye, pairs registered anew."""
     asked: Any = None
     if split_file is not None:
-        asked = options.read_json(split_file)
+        asked = specification.read_json(split_file)
     elif split is not None:
         asked = {**dict(zip(("train", "validation", "test"), split, strict=True)), "seed": seed}
     chosen: Any = "flagged" if register == ["flagged"] else register or []

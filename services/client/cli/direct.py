@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 dataset = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Data sets of pairs.")
 Pairs = Annotated[Path, typer.Argument(metavar="PATH", help="Folder or zip of pairs, in any of the three layouts.")]
+Sheet = Annotated[Path | None, typer.Option(dir_okay=False, help="Write a contact sheet (PNG) here.")]
 
 
 def phantom(
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of pairs.")] = 4,
-    sheet: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a contact sheet (PNG) here.")] = None,
+    sheet: Sheet = None,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Write a data-set folder here.")] = None,
     resolution: options.Resolution = 512,
     seed: options.Seed = 0,
@@ -50,9 +51,7 @@ def phantom(
 
 def train(
     data: Pairs,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the run; resumed if it has one.")
-    ],
+    out: options.RunFolder,
     method: options.Method = None,
     base: options.Base = None,
     resolution: options.Resolution = None,
@@ -81,7 +80,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train on a folder or zip of pairs, without a service; leaves logs, previews and OUT/best_checkpoint."""
-    settings = options.train_settings(
+    settings = specification.train_settings(
         spec,
         assignments,
         every=every,
@@ -128,7 +127,7 @@ def train(
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Model folder (OUT/best_checkpoint).")],
+    model: options.ModelFolder,
     out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder for cf/ and fa/.")],
     count: options.Count = 8,
     resolution: options.Resolution = None,
@@ -151,13 +150,13 @@ def generate(
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
-    base: Annotated[str | None, typer.Option(help="Where the model's base is, if not under its name.")] = None,
-    sheet: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a contact sheet (PNG) here.")] = None,
+    base: options.BaseOfModel = None,
+    sheet: Sheet = None,
     device: options.Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Generate pairs with a trained model, without a service."""
-    settings = options.generate_settings(
+    settings = specification.generate_settings(
         spec,
         assignments,
         scheduler=scheduler,
@@ -171,7 +170,7 @@ def generate(
         count=count,
         resolution=resolution,
         batch_size=batch_size,
-        structures=options.structures(structures),
+        structures=specification.structures(structures),
         seed=seed,
     )
     dataset = Path(structures) if structures and settings.structures == "dataset" else None

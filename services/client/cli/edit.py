@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.client.cli import options
-from services.client.cli.edit_jobs import edit_terms
+from services.client.cli import options, specification
+from services.client.cli.edit_options import Add, Mask, Remove, Skip, Strength, Threshold, Warmup, edit_terms
 from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def edit(
     source: Annotated[Path, typer.Argument(exists=True, help="Folder or zip of pairs, in any of the three layouts.")],
     out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder for cf/, fa/, mask/ and sheet/.")],
-    add: Annotated[list[str] | None, typer.Option(help="What is added, in a word or two; may be repeated.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="What is removed; may be repeated.")] = None,
+    add: Add = None,
+    remove: Remove = None,
     model: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="Model folder; default: the base alone.")
     ] = None,
@@ -33,13 +33,13 @@ def edit(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of NAME.png, white where the pair may change."),
     ] = None,
-    mask: Annotated[str | None, typer.Option(help="The mask of both images: cf | fa | intersection | union.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Weight of each edit's guidance.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Quantile above which a place is in an edit's mask.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps before each edit begins.")] = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    threshold: Threshold = None,
+    warmup: Warmup = None,
     resolution: options.Resolution = None,
     steps: options.SampleSteps = None,
-    skip: Annotated[float | None, typer.Option(help="Part of the steps, the noisiest ones, that is left out.")] = None,
+    skip: Skip = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -59,7 +59,7 @@ def edit(
         # The pairs are counted when they are read.
         "count": 1,
     }
-    settings = options.settings_of(EditSettings, spec, assignments, **fields)
+    settings = specification.settings_of(EditSettings, spec, assignments, **fields)
     entries = edit_folder(source, settings, out, model=model, base=base, names=name, where=where, device=device)
     if as_json:
         print_json({"out": str(out), "pairs": entries})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cffa_core.errors import InvalidSpec
-from services.client.cli import options
-from services.client.cli.jobs import Priority, Watch, posted, submit, uploaded
-from services.client.cli.options import Key, Url
+from services.client.cli import options, specification
+from services.client.cli.edit_options import Add, Mask, Remove, Skip, Strength, Threshold, Warmup, edit_terms
+from services.client.cli.options import Key, Priority, Url, Watch
+from services.client.cli.submit import model_of, posted, submit, uploaded
 from services.client.cli.terminal import AsJson
 
 NOT_YET = "ds_" + "0" * 20
@@ -31,20 +32,20 @@ def submit_edit(
     area: Annotated[
         str | None, typer.Option(help="Of the data set, a mask that came with each pair: nothing outside changes.")
     ] = None,
-    add: Annotated[list[str] | None, typer.Option(help="What is added, in a word or two; may be repeated.")] = None,
-    remove: Annotated[list[str] | None, typer.Option(help="What is removed; may be repeated.")] = None,
-    mask: Annotated[str | None, typer.Option(help="The mask of both images: cf | fa | intersection | union.")] = None,
-    strength: Annotated[float | None, typer.Option(help="Weight of each edit's guidance.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Quantile above which a place is in an edit's mask.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps before each edit begins.")] = None,
+    add: Add = None,
+    remove: Remove = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    threshold: Threshold = None,
+    warmup: Warmup = None,
     model: Annotated[
         str | None, typer.Option(help="Id of a model, or of the training job that made it. Default: the base alone.")
     ] = None,
     base: options.Base = None,
     resolution: options.Resolution = None,
     steps: options.SampleSteps = None,
-    skip: Annotated[float | None, typer.Option(help="Part of the steps, the noisiest ones, that is left out.")] = None,
-    part_size: Annotated[int | None, typer.Option(help="Pairs per part (one archive each).")] = None,
+    skip: Skip = None,
+    part_size: options.PartSize = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
     assignments: options.Assignments = None,
@@ -60,10 +61,10 @@ def submit_edit(
     from cffa_core.jobs.spec import EditSpec
 
     if dataset is None and job is None:
-        dataset, job = options.field(spec, "dataset_id"), options.field(spec, "generation_job_id")
+        dataset, job = specification.field(spec, "dataset_id"), specification.field(spec, "generation_job_id")
     if (dataset is None) == (job is None):
         raise InvalidSpec("the job needs --dataset or --job, one of the two (or their ids in the file of --spec)")
-    learnt = model or options.field(spec, "model_id")
+    learnt = model or specification.field(spec, "model_id")
     here = dataset is not None and not dataset.startswith("ds_")
     fields: dict[str, object] = {
         "dataset_id": NOT_YET if here else dataset,
@@ -80,29 +81,17 @@ def submit_edit(
         "part_size": part_size,
         "seed": seed,
     }
-    asked = options.settings_of(EditSpec, spec, assignments, **fields)
+    asked = specification.settings_of(EditSpec, spec, assignments, **fields)
     with options.connect(url, api_key) as client:
         if learnt is not None:
-            model_id = client.model_of(learnt).id if learnt.startswith("job_") else learnt
-            asked = options.settings_of(EditSpec, spec, assignments, **fields, model_id=model_id)
+            model_id = model_of(client, learnt)
+            asked = specification.settings_of(EditSpec, spec, assignments, **fields, model_id=model_id)
         # The count of a stored job's spec is of other pairs, perhaps; the service counts.
         asked = asked.model_copy(update={"count": 0})
         if here and dataset is not None:
             asked = asked.model_copy(update={"dataset_id": uploaded(client, Path(dataset))})
-        made = client.submit_edit(asked, priority=priority, asked=options.terms(deadline, keep_days))
+        made = client.submit_edit(asked, priority=priority, asked=specification.terms(deadline, keep_days))
         posted(client, made, watch=watch, as_json=as_json)
-
-
-def edit_terms(
-    spec: Path | None, add: list[str] | None, remove: list[str] | None, changed: dict[str, float | int | None]
-) -> list[dict[str, Any]]:
-    """The edits of the options, or else those of the file of ``--spec``, each with what ``changed`` gives."""
-    found: list[dict[str, Any]] = [{"text": text, "direction": "add"} for text in add or ()]
-    found += [{"text": text, "direction": "remove"} for text in remove or ()]
-    found = found or list(options.field(spec, "edits") or ())
-    if not found:
-        raise InvalidSpec("say what changes: --add TEXT or --remove TEXT (or edits in the file of --spec)")
-    return [term | {key: value for key, value in changed.items() if value is not None} for term in found]
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.terminal import err, progress_bars, say
 
 
@@ -57,7 +57,7 @@ def demo(
     resolution: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 512,
     base: Annotated[str, typer.Option(help="Base model.")] = "tiny",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 42,
+    seed: options.SetSeed = 42,
     url: Annotated[
         str,
         typer.Option(help="A running service to use (CFFA_URL is not read here).", rich_help_panel="Service"),
@@ -71,7 +71,7 @@ def demo(
     from services.client.demo import DemoPlan, print_report, run_demo
 
     # What can never run is named now, not by a job five minutes later.
-    options.train_settings(None, None, base=base, resolution=resolution, steps=steps, seed=seed)
+    specification.train_settings(None, None, base=base, resolution=resolution, steps=steps, seed=seed)
     options.settings()
     plan = DemoPlan(
         data=data,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.direct import draw_pairs
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
@@ -22,6 +22,7 @@ def measures() -> None:
 
 
 MaxPairs = Annotated[int, typer.Option(min=2, help="Score at most so many pairs, a seeded choice.")]
+DrawnPairs = Annotated[int, typer.Option("--count", "-n", min=2, help="Pairs to draw from a model folder.")]
 PairsOrModel = Annotated[
     Path, typer.Argument(exists=True, help="Folder or zip of pairs, or a model folder (pairs are drawn first).")
 ]
@@ -46,7 +47,7 @@ def whole(
     ] = None,
     eye_pattern: options.EyePattern = None,
     max_pairs: MaxPairs = 256,
-    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Pairs to draw from a model folder.")] = 64,
+    count: DrawnPairs = 64,
     noise: options.Noise = None,
     scheduler: options.Scheduler = None,
     steps: options.SampleSteps = None,
@@ -93,11 +94,11 @@ def alignment(
     reference: Annotated[
         Path | None, typer.Option(exists=True, help="Real pairs, best held-out ones: the ceiling of the scores.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base whose VAE the reference goes through, e.g. `tiny`.")] = None,
+    base: options.VaeBase = None,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for alignment.json and .png.")] = None,
     eye_pattern: options.EyePattern = None,
     max_pairs: MaxPairs = 256,
-    count: Annotated[int, typer.Option("--count", "-n", min=2, help="Pairs to draw from a model folder.")] = 32,
+    count: DrawnPairs = 32,
     noise: options.Noise = None,
     scheduler: options.Scheduler = None,
     steps: options.SampleSteps = None,
@@ -138,7 +139,7 @@ def _source(
     if not (pairs / "model.json").is_file():
         return pairs
     settings["resolution"] = settings["resolution"] or _resolution_of(pairs)
-    wanted = options.generate_settings(None, None, count=count, seed=seed, **settings)
+    wanted = specification.generate_settings(None, None, count=count, seed=seed, **settings)
     source = out / "pairs" if out else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cffa-")))
     say(f"drawing {count} pairs with {pairs}")
     draw_pairs(pairs, wanted, source, base=None, device=device)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cffa_core.errors import InvalidSpec
-from services.client.cli import options
-from services.client.cli.jobs import Priority, Watch, posted, submit, uploaded
-from services.client.cli.options import Key, Url
+from services.client.cli import options, specification
+from services.client.cli.options import Key, Priority, Url, Watch
+from services.client.cli.submit import dataset_of, posted, submit
 from services.client.cli.terminal import AsJson
-
-if TYPE_CHECKING:
-    from services.client.client import CffaClient
 
 
 def submit_evaluate(
@@ -33,7 +30,7 @@ def submit_evaluate(
     extractor_model: Annotated[
         str | None, typer.Option(help="With vit: folder of the transformer in the service's CFFA_MODELS_DIR.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base whose VAE the reference goes through, e.g. `tiny`.")] = None,
+    base: options.VaeBase = None,
     max_pairs: Annotated[int | None, typer.Option(help="Measure at most so many pairs, a seeded choice.")] = None,
     seed: options.Seed = None,
     spec: options.SpecFile = None,
@@ -47,7 +44,7 @@ def submit_evaluate(
     api_key: Key = "",
 ) -> None:
     """Post an evaluation of pairs against real ones; `cffa download ID` fetches its report."""
-    settings = options.evaluate_settings(
+    settings = specification.evaluate_settings(
         spec,
         assignments,
         extractor=extractor,
@@ -59,31 +56,26 @@ def submit_evaluate(
     measured = pairs or _named(spec, "generation_job_id") or _named(spec, "pairs_dataset_id")
     if measured is None:
         raise InvalidSpec("the job needs --pairs (or generation_job_id or pairs_dataset_id in the file of --spec)")
-    real = options.reference(spec, "reference_dataset_id", reference)
+    real = specification.reference(spec, "reference_dataset_id", reference)
     learnt = train or _named(spec, "train_dataset_id")
     with options.connect(url, api_key) as client:
         of_job = measured.startswith("job_")
         job = client.submit_evaluation(
             settings,
             generation_job_id=measured if of_job else None,
-            pairs_dataset_id=None if of_job else _dataset(client, measured),
-            reference_dataset_id=_dataset(client, real),
-            train_dataset_id=None if learnt is None else _dataset(client, learnt),
+            pairs_dataset_id=None if of_job else dataset_of(client, measured),
+            reference_dataset_id=dataset_of(client, real),
+            train_dataset_id=None if learnt is None else dataset_of(client, learnt),
             priority=priority,
-            asked=options.terms(deadline, keep_days),
+            asked=specification.terms(deadline, keep_days),
         )
         posted(client, job, watch=watch, as_json=as_json)
 
 
 def _named(spec: Path | None, name: str) -> str | None:
     """An id in the file of ``--spec``, if there is one."""
-    found = options.field(spec, name)
+    found = specification.field(spec, name)
     return found if isinstance(found, str) else None
-
-
-def _dataset(client: CffaClient, source: str) -> str:
-    """Id of a data set; a folder or zip is uploaded first."""
-    return source if source.startswith("ds_") else uploaded(client, Path(source))
 
 
 def register(app: typer.Typer) -> None:

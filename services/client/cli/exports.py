@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cffa_core.errors import InvalidSpec, Problem
-from services.client.cli import options
+from services.client.cli import options, specification
 from services.client.cli.export_files import byte_bars, print_export
-from services.client.cli.jobs import Priority, finished, follow
-from services.client.cli.options import Key, Url
+from services.client.cli.following import finished, follow
+from services.client.cli.options import Key, Priority, Url
 from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def export(
     api_key: Key = "",
 ) -> None:
     """Export pairs of a generation job, also while it runs, or of a downloaded archive (without a service)."""
-    settings = options.export_settings(
+    settings = specification.export_settings(
         form,
         shard_size,
         accepted_only=accepted_only or None,
@@ -60,7 +60,7 @@ def export(
         _export_here(Path(source), out, settings, as_json=as_json)
         return
     with options.connect(url, api_key) as client:
-        asked = options.terms(deadline, keep_days)
+        asked = specification.terms(deadline, keep_days)
         job = client.submit_export(source, settings, priority=priority, asked=asked)
         if no_wait:
             if as_json:

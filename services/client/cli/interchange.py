@@ -20,9 +20,7 @@ LoraPath = Annotated[
 
 @model.command("export")
 def model_export(
-    folder: Annotated[
-        Path, typer.Argument(metavar="MODEL", exists=True, file_okay=False, help="Model folder, or the run around it.")
-    ],
+    folder: options.ModelOrRun,
     lora: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write OUT/cf and OUT/fa for load_lora_weights of diffusers.")
     ] = None,
@@ -32,7 +30,7 @@ def model_export(
     modality: Annotated[
         str | None, typer.Option(help="Only this one: cf or fa; `pair` where one LoRA serves both.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Where the model's base is, if not under its name.")] = None,
+    base: options.BaseOfModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model as standard LoRA files, or as Stable Diffusion folders with the LoRA fused in."""

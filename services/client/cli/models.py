@@ -55,7 +55,7 @@ def base_build(
         Path | None, typer.Option(file_okay=False, help="Caches and checkpoints (several GB); default: OUT-work.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint below WORK.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    seed: options.SetSeed = 0,
 ) -> None:
     """Train the `tiny` base anew from procedural pairs alone (about three hours on two cores)."""
     from cffa_core.errors import Conflict

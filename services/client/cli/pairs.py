@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.client.cli import options
-from services.client.cli.jobs import JobFailed, JobId, Watch, follow
-from services.client.cli.options import Key, Url
+from services.client.cli.following import JobFailed, follow
+from services.client.cli.jobs import JobId
+from services.client.cli.options import Key, Url, Watch
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, say
 
 if TYPE_CHECKING:

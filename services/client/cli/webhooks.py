@@ -112,7 +112,7 @@ def test(
 def deliveries(
     webhook_id: WebhookId,
     state: Annotated[str | None, typer.Option(help="waiting | sending | delivered | failed")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    limit: options.Limit = 50,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",

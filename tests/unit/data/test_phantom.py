@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pytest
 from skimage.registration import phase_cross_correlation
 
+from cffa_core.data import phantom
 from cffa_core.data.phantom import FINDINGS, Phantom, contact_sheet, make_phantom, write_phantoms
 from cffa_core.errors import InvalidSpec
+from cffa_core.jobs import spec
 
 SEEDS = (3, 8, 21)
 MASKS = {"vessel", "artery", "vein", "disc", "cup", "macula", *FINDINGS}
@@ -129,6 +131,11 @@ def test_findings_and_phase_can_be_asked_for() -> None:
     assert pair.cf_caption.endswith("retinal structure, with haemorrhages, exudates")
     assert pair.fa_caption.endswith("bright retinal vessels, with haemorrhages, late phase")
     assert pair.masks["exudate"].any() and not pair.masks["leakage"].any()
+
+
+def test_captions_begin_as_the_default_prompts_do() -> None:
+    """The shipped base learned from captions of phantoms, and is asked with the prompts of the contract."""
+    assert (phantom.CF_PROMPT, phantom.FA_PROMPT) == (spec.CF_PROMPT, spec.FA_PROMPT)
 
 
 def test_fovea_lies_temporal_of_the_disc() -> None:
