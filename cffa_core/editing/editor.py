@@ -23,7 +23,7 @@ from cffa_core.editing.compositing import grey, inner_weight, lay_on, mean_diffe
 from cffa_core.editing.denoiser import MODALITIES, Denoiser
 from cffa_core.editing.guidance import EncodedEdit, edit_guidance
 from cffa_core.editing.inversion import OnStep, StochasticSolver, invert, replay
-from cffa_core.editing.masks import changed, shrink
+from cffa_core.editing.masks import shrink
 from cffa_core.errors import InvalidDataset, InvalidSpec, Problem
 from cffa_core.jobs.edit_spec import HERE, EditSettings, EditTerm
 from cffa_core.methods.pair_sampler import chroma, to_uint8
@@ -134,8 +134,7 @@ class PairEditor:
         x0 = self.encode(source)
         area = seen_area(source.cf, source.fa, 2 * base.latent_stride) if source.where is None else source.where
         x, touched = self.latents(x0, seed, area if area.any() else None, on_step)
-        # A step's masks are quantiles, so some cells always get through; most of them later steps take back.
-        weight = pixel_weight((touched & changed(x0, x)).cpu().numpy(), base.latent_stride)
+        weight = pixel_weight(touched.cpu().numpy(), base.latent_stride)
         if source.where is not None:
             weight *= inner_weight(source.where, base.latent_stride)
         before = [to_uint8(base.decode(row[None])[0]) for row in x0]

@@ -19,9 +19,6 @@ GUIDANCE_MASK_FROM = 800
 
 SMOOTHING = 0.5
 
-# In deviations of a latent's channel: what guidance leaves anywhere is below, lesions are above.
-LEAST_CHANGE = 0.5
-
 
 def attention_mask(
     maps: torch.Tensor, quantile: float, size: tuple[int, int], within: torch.Tensor | None = None
@@ -57,11 +54,6 @@ def above_quantile(values: torch.Tensor, quantile: float, within: torch.Tensor |
     inside = shrink(within, (values.shape[-2], values.shape[-1]))
     least = torch.quantile(values[:, 0, inside].float(), quantile, dim=1)
     return (values >= least[:, None, None, None]).float() * inside
-
-
-def changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Cells ``(h, w)`` bool where any channel of ``(R, C, h, w)`` differs by :data:`LEAST_CHANGE` or more."""
-    return (after - before).abs().amax(dim=(0, 1)) >= LEAST_CHANGE
 
 
 def shrink(area: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -7,16 +7,7 @@ import math
 import pytest
 import torch
 
-from cffa_core.editing.masks import (
-    LEAST_CHANGE,
-    MaskMode,
-    above_quantile,
-    attention_mask,
-    changed,
-    guidance_mask,
-    join,
-    shrink,
-)
+from cffa_core.editing.masks import MaskMode, above_quantile, attention_mask, guidance_mask, join, shrink
 
 
 def test_attention_mask_is_the_smoothed_sum_of_the_words_above_its_quantile() -> None:
@@ -67,12 +58,3 @@ def test_within_an_area_the_quantile_is_that_of_the_area() -> None:
 def test_one_mask_of_two(mode: MaskMode, expected: list[float]) -> None:
     masks = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]).reshape(2, 1, 2, 2)
     assert join(masks, mode).flatten().tolist() == expected
-
-
-def test_a_cell_is_changed_if_any_channel_of_either_image_is() -> None:
-    before = torch.zeros(2, 4, 1, 4)
-    after = before.clone()
-    after[0, 3, 0, 0] = -LEAST_CHANGE
-    after[1, 0, 0, 1] = 2 * LEAST_CHANGE
-    after[:, :, 0, 2] = 0.9 * LEAST_CHANGE
-    assert changed(before, after).tolist() == [[True, True, False, False]]
