@@ -68,15 +68,16 @@ def build_tiny(
         unseen = encode(run, parts.vae, heldout, config.heldout, shrink, "heldout")
         facts[stage] = train_unet(run, stage, parts, latents, train, budget)
         facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
-    facts["text-words"] = teach_text(run, parts, config.text)
-    lesions, unseen_lesions = (
-        cache_lesions(work, split, pairs, config.resolution, seed, progress)
-        for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
-    )
-    for stage, budget in (("unet-words", config.words), ("unet-settled", config.settle)):
-        facts[stage] = train_words(run, stage, parts, latents, lesions, budget)
-        facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
-    facts["words"] = measure_words(parts, unseen, unseen_lesions, device)
+    if config.teach_words:
+        facts["text-words"] = teach_text(run, parts, config.text)
+        lesions, unseen_lesions = (
+            cache_lesions(work, split, pairs, config.resolution, seed, progress)
+            for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
+        )
+        for stage, budget in (("unet-words", config.words), ("unet-settled", config.settle)):
+            facts[stage] = train_words(run, stage, parts, latents, lesions, budget)
+            facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
+        facts["words"] = measure_words(parts, unseen, unseen_lesions, device)
     write_card(out, parts, facts, seed=seed, config=config)
     return parts
 

@@ -24,7 +24,11 @@ SETTLE_BUDGET = Budget(steps=3600, batch=4, lr=3e-4, minutes=30)
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Sizes and budgets of the stages. The defaults take about three hours on two idle CPU cores."""
+    """Sizes and budgets of the stages. The defaults take about 130 minutes on two idle CPU cores.
+
+    ``teach_words`` adds the stages after ``large``, which take two thirds as long again: prompts then draw the findings
+    they name, and pairs align less (docs/tiny-base.md).
+    """
 
     phantoms: int = 3000
     large_pairs: int = 1000
@@ -37,6 +41,7 @@ class PretrainConfig:
     decoder: Budget = DECODER_BUDGET
     small: Budget = SMALL_BUDGET
     large: Budget = LARGE_BUDGET
+    teach_words: bool = False
     text: Budget = TEXT_BUDGET
     words: Budget = WORDS_BUDGET
     settle: Budget = SETTLE_BUDGET

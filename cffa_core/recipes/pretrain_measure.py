@@ -131,8 +131,10 @@ def write_card(
             ("unet-words", "after words"),
             ("unet-settled", "at last"),
         )
+        if name in facts
     ]
-    words = [f"| {name} | {ratio:.2f} |" for name, ratio in facts["words"].items()]
+    taught = "words" in facts
+    ratios = "".join(f"| {name} | {ratio:.2f} |\n" for name, ratio in facts.get("words", {}).items())
     machine = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of an {cpu_model()}"
     )
@@ -146,7 +148,9 @@ def write_card(
         half=config.resolution // 2,
         stages="\n".join(stages),
         validation="\n".join(validation),
-        words="\n".join(words),
+        how_words=HOW_WORDS if taught else "",
+        words=WORDS.format(ratios=ratios) if taught else "",
+        said=FOLLOWED if taught else NOT_FOLLOWED,
         **{name: f"{value:.2f}" for name, value in counts.items()},
         **{
             name.replace(" ", "_"): f"{value:.3f}" if "dice" in name else f"{value:.1f}" for name, value in trip.items()
@@ -185,9 +189,7 @@ VAE: L1 + Sobel L1 + L1 of 8x8 means on crops with colour jitter, with the poste
 latent channel has mean 0 and deviation 1 (scaling_factor 1).
 
 U-Net: epsilon, error in x0 weighted with SNR clamped to 0.1..5, offset noise 0.1, EMA 0.997, 10 % empty prompts; at
-{half} px, then at {resolution} px. Then its words: the text encoder alone learns to tell what a prompt names, and U-Net
-and encoder train on with lesion cells counted more (`cffa_core.recipes.pretrain_words`). The noise schedule ends at
-beta 0.02 (docs/tiny-base.md says why).
+{half} px, then at {resolution} px. The noise schedule ends at beta 0.02 (docs/tiny-base.md says why).{how_words}
 
 ## Measured on held-out phantoms
 
@@ -199,22 +201,32 @@ Mean squared error of the U-Net's epsilon with fixed draws:
 | | t = 200 | t = 500 | t = 800 |
 |---|---|---|---|
 {validation}
+{words}
+## Use
 
+512x512, 30-50 DDIM steps, guidance 1 to 3. Prompts it knows: "A high quality color fundus photograph, retinal
+structure" and "A high quality fluorescein angiography image, bright retinal vessels"{said} Any other text tokenises but
+means little to it.
+
+## Limits
+
+Fine capillaries do not survive the VAE; vessels may end in nothing or join where they should not; it knows no cameras
+but the phantoms'.
+"""
+
+HOW_WORDS = """
+Then its words: the text encoder alone learns to tell what a prompt names, and U-Net and encoder train on with lesion
+cells counted more (`cffa_core.recipes.pretrain_words`)."""
+
+WORDS = """
 The same error on cells of a finding, without the finding's word over with it (1: the word means nothing):
 
 | | ratio |
 |---|---|
-{words}
+{ratios}"""
 
-## Use
+FOLLOWED = """, each optionally followed by ", with
+haemorrhages, exudates, microaneurysms", ", with leakage, late phase" and the like, and findings as words alone."""
 
-512x512, 30-50 DDIM steps, guidance 1 to 3. Prompts it knows: "A high quality color fundus photograph, retinal
-structure" and "A high quality fluorescein angiography image, bright retinal vessels", each optionally followed by ",
-with haemorrhages, exudates, microaneurysms", ", with leakage, late phase", ", early phase" and the like, and findings
-as words alone. Any other text tokenises but means little to it.
-
-## Limits
-
-Fine capillaries do not survive the VAE; vessels may end in nothing or join where they should not; findings follow the
-prompt only roughly; it knows no cameras but the phantoms'.
-"""
+NOT_FOLLOWED = """. Words of
+findings behind them (", with haemorrhages") hardly change what it draws."""

@@ -31,7 +31,7 @@ SHIPPED = Path(__file__).parents[3] / "cffa_core" / "assets" / "tiny"
 BUDGET = Budget(steps=5, batch=2, lr=1e-3)
 CONFIG = PretrainConfig(
     phantoms=4, large_pairs=3, heldout=2, resolution=64, crop=32, sizes=MICRO, vae=BUDGET, refine=BUDGET,
-    decoder=BUDGET, small=BUDGET, large=BUDGET, text=BUDGET, words=BUDGET, settle=BUDGET, every=2,
+    decoder=BUDGET, small=BUDGET, large=BUDGET, teach_words=True, text=BUDGET, words=BUDGET, settle=BUDGET, every=2,
 )  # fmt: skip
 WEIGHTS = (
     "vae/diffusion_pytorch_model.safetensors",
