@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from .pretrain_data import Phantoms, cache_phantoms, crops, jitter
 from .pretrain_loop import Budget, Progress, train_stage, write_tensors
 from .pretrain_measure import measure_round_trip, validate_unet, write_card
 from .pretrain_unet import train_unet
-from .pretrain_words import cache_lesions, measure_words, teach_text, train_words
+from .pretrain_words import cache_lesions, frozen, measure_words, teach_text, train_words
 
 LATENT_SIGMA = 0.06  # deviation of the posterior, in units of the latents' deviation
 LATENT_PULL = 1e-3  # weight of the latents' square beside the reconstruction error
@@ -69,14 +70,14 @@ def build_tiny(
         facts[stage] = train_unet(run, stage, parts, latents, train, budget)
         facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
     if config.teach_words:
+        before = replace(parts, unet=frozen(parts.unet, device), text_encoder=frozen(parts.text_encoder, device))
         facts["text-words"] = teach_text(run, parts, config.text)
         lesions, unseen_lesions = (
             cache_lesions(work, split, pairs, config.resolution, seed, progress)
             for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
         )
-        for stage, budget in (("unet-words", config.words), ("unet-settled", config.settle)):
-            facts[stage] = train_words(run, stage, parts, latents, lesions, budget)
-            facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
+        facts["unet-words"] = train_words(run, parts, latents, lesions, before, config.words)
+        facts["unet-words"].update(validate_unet(parts, unseen, heldout.captions, device))
         facts["words"] = measure_words(parts, unseen, unseen_lesions, device)
     write_card(out, parts, facts, seed=seed, config=config)
     return parts

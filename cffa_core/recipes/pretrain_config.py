@@ -19,15 +19,13 @@ LARGE_BUDGET = Budget(steps=12000, batch=4, lr=5e-4, minutes=46)
 TEXT_BUDGET = Budget(steps=400, batch=24, lr=1e-3)
 WORDS_BUDGET = Budget(steps=3600, batch=4, lr=3e-4, minutes=60)
 
-SETTLE_BUDGET = Budget(steps=3600, batch=4, lr=3e-4, minutes=30)
-
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Sizes and budgets of the stages. The defaults take about 130 minutes on two idle CPU cores.
 
-    ``teach_words`` adds the stages after ``large``, which take two thirds as long again: prompts then draw the findings
-    they name, and pairs align less (docs/tiny-base.md).
+    ``teach_words`` adds the stages after ``large``, about an hour, so that prompts draw the findings they name
+    (docs/tiny-base.md says how far that goes).
     """
 
     phantoms: int = 3000
@@ -44,7 +42,6 @@ class PretrainConfig:
     teach_words: bool = False
     text: Budget = TEXT_BUDGET
     words: Budget = WORDS_BUDGET
-    settle: Budget = SETTLE_BUDGET
     every: int = 250
     bf16: bool = True
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Image = npt.NDArray[np.uint8]
 STAGES = (
-    "vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words", "unet-settled",
+    "vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words",
 )  # fmt: skip
 
 
@@ -112,16 +112,8 @@ def write_card(
     trip = facts["round trip"]
     stages = [
         f"| {name} | {facts[name]['steps']:.0f} | {facts[name]['seconds'] / 60:.1f} | {facts[name]['loss']:.4f} |"
-        for name in (
-            "vae",
-            "vae-refine",
-            "vae-decoder",
-            "unet-small",
-            "unet-large",
-            "text-words",
-            "unet-words",
-            "unet-settled",
-        )
+        for name in STAGES
+        if name in facts
     ]
     validation = [
         f"| {label} | " + " | ".join(f"{facts[name][f'val {t}']:.4f}" for t in (200, 500, 800)) + " |"
@@ -129,7 +121,6 @@ def write_card(
             ("unet-small", f"after {config.resolution // 2} px"),
             ("unet-large", f"after {config.resolution} px"),
             ("unet-words", "after words"),
-            ("unet-settled", "at last"),
         )
         if name in facts
     ]

@@ -49,33 +49,32 @@ def train_unet(
 
 
 def epsilon_error(
-    run: PretrainRun,
-    parts: TinyParts,
-    x0: torch.Tensor,
-    prompt: torch.Tensor,
-    draws: torch.Generator,
-    cells: torch.Tensor | None = None,
+    run: PretrainRun, parts: TinyParts, x0: torch.Tensor, prompt: torch.Tensor, draws: torch.Generator
 ) -> torch.Tensor:
-    """Weighted squared error of epsilon of latents ``x0`` (B, 4, h, w) under token ids ``prompt`` (B, 77); (B,).
+    """Weighted squared error of epsilon of latents ``x0`` (B, 4, h, w) under token ids ``prompt`` (B, 77); (B,)."""
+    noisy, noise, t, weight = noised(parts, x0, draws)
+    with run.autocast():
+        context = parts.text_encoder(prompt.to(run.device)).last_hidden_state
+        channels_last = noisy.to(run.device).contiguous(memory_format=torch.channels_last)
+        predicted = parts.unet(channels_last, t.to(run.device), encoder_hidden_states=context).sample
+    error = (predicted.float() - noise.to(run.device)).square().mean((1, 2, 3))
+    return torch.as_tensor(weight.to(run.device) * error)
+
+
+def noised(
+    parts: TinyParts, x0: torch.Tensor, draws: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents ``x0`` (B, 4, h, w) with noise at random timesteps, the noise, the timesteps (B,), their weights (B,).
 
     Offset noise 0.1. The weight of the error in x0 is SNR clamped to 0.1..5: above as min-SNR-5 (Hang et al. 2023, eq.
     8), below as truncated SNR (Salimans & Ho 2022), since the noisiest steps settle aperture, disc and colour.
-    ``cells`` (B, h, w) weighs places besides.
     """
     noise = torch.randn(x0.shape, generator=draws)
     noise += 0.1 * torch.randn(*x0.shape[:2], 1, 1, generator=draws)
     t = torch.randint(1000, (len(x0),), generator=draws)
     a = parts.scheduler.alphas_cumprod[t][:, None, None, None]
     snr = (a / (1 - a)).flatten()
-    weight = (snr.clamp(0.1, 5) / snr).to(run.device)
-    noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).to(run.device).contiguous(memory_format=torch.channels_last)
-    with run.autocast():
-        context = parts.text_encoder(prompt.to(run.device)).last_hidden_state
-        predicted = parts.unet(noisy, t.to(run.device), encoder_hidden_states=context).sample
-    error = (predicted.float() - noise.to(run.device)).square()
-    if cells is not None:
-        error = error * cells[:, None].to(run.device)
-    return torch.as_tensor(weight * error.mean((1, 2, 3)))
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise, noise, t, snr.clamp(0.1, 5) / snr
 
 
 def tokens(parts: TinyParts, prompts: list[str]) -> torch.Tensor:

@@ -56,9 +56,7 @@ def base_build(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint below WORK.")] = False,
     seed: options.SetSeed = 0,
-    words: Annotated[
-        bool, typer.Option("--words", help="Teach the words of findings as well; its pairs then align less.")
-    ] = False,
+    words: Annotated[bool, typer.Option("--words", help="Teach it the words of findings as well (a trial).")] = False,
 ) -> None:
     """Train the `tiny` base anew from procedural pairs alone (about two hours on two cores)."""
     from cffa_core.errors import Conflict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,12 @@ from cffa_core.models.tiny import (
 from cffa_core.recipes.pretrain import build_tiny, sobel
 from cffa_core.recipes.pretrain_config import PretrainConfig
 from cffa_core.recipes.pretrain_loop import Budget, fraction, learning_rate
-from cffa_core.recipes.pretrain_words import LESSONS
 
 SHIPPED = Path(__file__).parents[3] / "cffa_core" / "assets" / "tiny"
 BUDGET = Budget(steps=5, batch=2, lr=1e-3)
 CONFIG = PretrainConfig(
     phantoms=4, large_pairs=3, heldout=2, resolution=64, crop=32, sizes=MICRO, vae=BUDGET, refine=BUDGET,
-    decoder=BUDGET, small=BUDGET, large=BUDGET, teach_words=True, text=BUDGET, words=BUDGET, settle=BUDGET, every=2,
+    decoder=BUDGET, small=BUDGET, large=BUDGET, teach_words=True, text=BUDGET, words=BUDGET, every=2,
 )  # fmt: skip
 WEIGHTS = (
     "vae/diffusion_pytorch_model.safetensors",
@@ -73,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resumed_run_ends_in_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    for stage in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", *LESSONS):
+    for stage in ("vae", "vae-refine", "vae-decoder", "unet-small", "unet-large", "text-words", "unet-words"):
         with pytest.raises(Interrupted):
             build_tiny(
                 tmp_path / "out",
@@ -105,9 +104,21 @@ def test_card_states_how_it_was_made(finished: Path) -> None:
     assert (
         "seed 3, 4 phantom pairs" in card
         and "| unet-large | 5 |" in card
-        and "| unet-settled | 5 |" in card
+        and "| unet-words | 5 |" in card
         and "{" not in card
     )
+
+
+def test_words_are_taught_only_where_asked_for(finished: Path, tmp_path: Path) -> None:
+    """The stages before are read back from the run that taught them."""
+    config = replace(CONFIG, teach_words=False)
+    build_tiny(tmp_path / "out", seed=3, work=finished / "work", config=config, resume=True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| unet-large | 5 |" in card and "unet-words" not in card and "hardly change" in card and "{" not in card
+    taught, without = (
+        (place / "out" / "text_encoder" / "model.safetensors").read_bytes() for place in (finished, tmp_path)
+    )
+    assert taught != without
 
 
 def test_folding_standardises_latents_and_keeps_images() -> None:
