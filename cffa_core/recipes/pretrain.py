@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
+from cffa_core.errors import CorruptArtifact
 from cffa_core.models.tiny import TinyParts, build_parts, fold_latent_statistics
 from cffa_core.rng import derive_seed, generator
 
@@ -31,6 +32,7 @@ from .pretrain_unet import train_unet
 from .pretrain_words import cache_lesions, frozen, measure_words, teach_text, train_words
 
 LATENT_SIGMA = 0.06  # deviation of the posterior, in units of the latents' deviation
+SAME_LATENTS = 0.05  # mean deviation; bf16 on another machine makes 0.005, a VAE of another run 0.16 and more
 LATENT_PULL = 1e-3  # weight of the latents' square beside the reconstruction error
 
 
@@ -70,17 +72,29 @@ def build_tiny(
         facts[stage] = train_unet(run, stage, parts, latents, train, budget)
         facts[stage].update(validate_unet(parts, unseen, heldout.captions, device))
     if config.teach_words:
-        before = replace(parts, unet=frozen(parts.unet, device), text_encoder=frozen(parts.text_encoder, device))
-        facts["text-words"] = teach_text(run, parts, config.text)
-        lesions, unseen_lesions = (
-            cache_lesions(work, split, pairs, config.resolution, seed, progress)
-            for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
-        )
-        facts["unet-words"] = train_words(run, parts, latents, lesions, before, config.words)
-        facts["unet-words"].update(validate_unet(parts, unseen, heldout.captions, device))
-        facts["words"] = measure_words(parts, unseen, unseen_lesions, device)
+        facts |= taught(run, parts, latents, unseen, heldout.captions)
     write_card(out, parts, facts, seed=seed, config=config)
     return parts
+
+
+def taught(
+    run: PretrainRun, parts: TinyParts, latents: torch.Tensor, unseen: torch.Tensor, captions: list[dict[str, str]]
+) -> dict[str, dict[str, float]]:
+    """Teach ``parts`` their words (``pretrain_words``) on ``latents`` of the first pairs of the cache.
+
+    Returns what was measured by stage, on the held-out latents ``unseen`` with their ``captions``.
+    """
+    config = run.config
+    before = replace(parts, unet=frozen(parts.unet, run.device), text_encoder=frozen(parts.text_encoder, run.device))
+    facts = {"text-words": teach_text(run, parts, config.text)}
+    lesions, unseen_lesions = (
+        cache_lesions(run.work, split, pairs, config.resolution, run.seed, run.progress)
+        for split, pairs in (("train", config.large_pairs), ("heldout", config.heldout))
+    )
+    facts["unet-words"] = train_words(run, parts, latents, lesions, before, config.words)
+    facts["unet-words"].update(validate_unet(parts, unseen, captions, run.device))
+    facts["words"] = measure_words(parts, unseen, unseen_lesions, run.device)
+    return facts
 
 
 def train_vae(run: PretrainRun, stage: str, vae: AutoencoderKL, phantoms: Phantoms, budget: Budget) -> dict[str, float]:
@@ -197,4 +211,19 @@ def encode(
             out = list(pool.map(some, range(0, 2 * pairs, 8)))
         write_tensors(path, {"latents": torch.cat(out)})
     latents: torch.Tensor = load_file(path)["latents"]
+    if shrink == 1:
+        require_same(run, vae, phantoms, latents, path)
     return latents
+
+
+def require_same(run: PretrainRun, vae: AutoencoderKL, phantoms: Phantoms, latents: torch.Tensor, path: Path) -> None:
+    """Raise :class:`CorruptArtifact` unless the first of ``latents`` is what this VAE makes of the first image.
+
+    A U-Net that trains on latents of another VAE learns without complaint, and draws worse than before.
+    """
+    off = float((vae_mean(run, vae, [phantoms.image(0)]) - latents[:1]).abs().mean())
+    if off > SAME_LATENTS:
+        raise CorruptArtifact(
+            f"{path} holds latents of another VAE or of other images (off by {off:.2f} deviations): remove it, and it "
+            "is made anew"
+        )

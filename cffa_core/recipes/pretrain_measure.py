@@ -104,6 +104,11 @@ def validate_unet(
     return result
 
 
+def machine_name() -> str:
+    """What a card says it was made on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of an {cpu_model()}"
+
+
 def write_card(
     out: Path, parts: TinyParts, facts: Mapping[str, Mapping[str, float]], *, seed: int, config: PretrainConfig
 ) -> None:
@@ -126,13 +131,10 @@ def write_card(
     ]
     taught = "words" in facts
     ratios = "".join(f"| {name} | {ratio:.2f} |\n" for name, ratio in facts.get("words", {}).items())
-    machine = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores of an {cpu_model()}"
-    )
     text = CARD.format(
         seed=seed,
         phantoms=config.phantoms,
-        machine=machine,
+        machine=machine_name(),
         python=platform.python_version(),
         torch=torch.__version__,
         resolution=config.resolution,

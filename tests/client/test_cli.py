@@ -55,7 +55,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     [
         *("serve", "demo", "dataset check", "submit train", "submit generate", "jobs", "watch", "download", "upload"),
         *("cancel", "pause", "resume", "retry", "delete", "train", "generate", "evaluate alignment", "phantom"),
-        *("base build", "base info"),
+        *("base build", "base teach", "base info"),
         *("submit attention", "submit captioned-train", "submit captioned"),
     ],
 )

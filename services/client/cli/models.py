@@ -1,4 +1,4 @@
-"""Commands about base models: base build, base info."""
+"""Commands about base models: base build, base teach, base info."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cffa_core.errors import ModelUnavailable
+from cffa_core.errors import Conflict, ModelUnavailable
 from services.client.cli import options
 from services.client.cli.terminal import AsJson, TypedErrors, print_json, print_table, progress_bars, say
 
 base = typer.Typer(cls=TypedErrors, no_args_is_help=True, help="Base models.")
 WEIGHTS = ("unet", "vae", "text_encoder")
+Out = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the finished base.")]
+Work = Annotated[
+    Path | None, typer.Option(file_okay=False, help="Caches and checkpoints (several GB); default: OUT-work.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint below WORK.")]
 
 
 @base.command("info")
@@ -50,22 +55,17 @@ def base_info(
 
 @base.command("build")
 def base_build(
-    out: Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Folder of the finished base.")],
-    work: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Caches and checkpoints (several GB); default: OUT-work.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint below WORK.")] = False,
+    out: Out,
+    work: Work = None,
+    resume: Resume = False,
     seed: options.SetSeed = 0,
     words: Annotated[bool, typer.Option("--words", help="Teach it the words of findings as well (a trial).")] = False,
 ) -> None:
     """Train the `tiny` base anew from procedural pairs alone (about two hours on two cores)."""
-    from cffa_core.errors import Conflict
     from cffa_core.recipes.pretrain import build_tiny
     from cffa_core.recipes.pretrain_config import PretrainConfig
 
-    place = work or out.with_name(f"{out.name}-work")
-    if place.exists() and any(place.iterdir()) and not resume:
-        raise Conflict(f"{place} holds an earlier run: go on with --resume, or name another --work")
+    place = _work(out, work, resume)
     with progress_bars() as bars:
         build_tiny(
             out,
@@ -76,6 +76,39 @@ def base_build(
             on_progress=lambda stage, done, total, loss: bars(f"build: {stage}", done, total),
         )
     typer.echo(str(out))
+
+
+@base.command("teach")
+def base_teach(
+    name: Annotated[str, typer.Argument(help="`tiny`, or the folder of a base that `cffa base build` made.")],
+    out: Out,
+    work: Work = None,
+    resume: Resume = False,
+    seed: options.SetSeed = 0,
+) -> None:
+    """Teach a base the words of findings, and nothing else (about an hour on two cores)."""
+    from cffa_core.recipes.teach import teach_words
+
+    place = _work(out, work, resume)
+    with progress_bars() as bars:
+        facts = teach_words(
+            name,
+            out,
+            seed=seed,
+            work=place,
+            resume=resume,
+            on_progress=lambda stage, done, total, loss: bars(f"teach: {stage}", done, total),
+        )
+    rows = [(finding, f"{ratio:.2f}") for finding, ratio in facts["words"].items()]
+    print_table(("finding", "error without its word / with it"), rows, title=str(out))
+
+
+def _work(out: Path, work: Path | None, resume: bool) -> Path:
+    """The folder of caches and checkpoints; raises ``Conflict`` where another run's are that was not asked for."""
+    place = work or out.with_name(f"{out.name}-work")
+    if place.exists() and any(place.iterdir()) and not resume:
+        raise Conflict(f"{place} holds an earlier run: go on with --resume, or name another --work")
+    return place
 
 
 def _part(folder: Path) -> dict[str, Any]:

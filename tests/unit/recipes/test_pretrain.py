@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from cffa_core.errors import CorruptArtifact, InvalidSpec
 from cffa_core.models.tiny import (
     MICRO,
     WORDS,
@@ -25,6 +28,7 @@ from cffa_core.models.tiny import (
 from cffa_core.recipes.pretrain import build_tiny, sobel
 from cffa_core.recipes.pretrain_config import PretrainConfig
 from cffa_core.recipes.pretrain_loop import Budget, fraction, learning_rate
+from cffa_core.recipes.teach import teach_words
 
 SHIPPED = Path(__file__).parents[3] / "cffa_core" / "assets" / "tiny"
 BUDGET = Budget(steps=5, batch=2, lr=1e-3)
@@ -119,6 +123,39 @@ def test_words_are_taught_only_where_asked_for(finished: Path, tmp_path: Path) -
         (place / "out" / "text_encoder" / "model.safetensors").read_bytes() for place in (finished, tmp_path)
     )
     assert taught != without
+
+
+def test_latents_of_another_vae_are_refused(finished: Path, tmp_path: Path) -> None:
+    """What a U-Net would learn from them it learns without complaint."""
+    work = tmp_path / "work"
+    shutil.copytree(finished / "work", work)
+    latents = next(work.glob("latents-train-1-*.safetensors"))
+    save_file({"latents": load_file(latents)["latents"] + 0.2}, latents)
+    with pytest.raises(CorruptArtifact, match=r"another VAE.*remove it"):
+        build_tiny(tmp_path / "out", seed=3, work=work, config=CONFIG, resume=True)
+
+
+def test_a_finished_base_is_taught_its_words(finished: Path, tmp_path: Path) -> None:
+    """The base's VAE and vocabulary stay; encoder and U-Net do not, and the card says what was done."""
+    base, out = finished / "out", tmp_path / "out"
+    facts = teach_words(base, out, seed=3, work=tmp_path / "work", config=CONFIG)
+    vae, *learners = WEIGHTS
+    assert (out / vae).read_bytes() == (base / vae).read_bytes()
+    assert all((out / name).read_bytes() != (base / name).read_bytes() for name in learners)
+    card = (out / "README.md").read_text()
+    assert card.startswith((base / "README.md").read_text()) and "| unet-words | 5 |" in card
+    assert facts["words"] and all(f"| {name} | {ratio:.2f} |" in card for name, ratio in facts["words"].items())
+    StableDiffusionPipeline.from_pretrained(out)
+
+
+def test_a_base_of_another_vocabulary_cannot_be_taught(finished: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(finished / "out", base)
+    vocabulary = json.loads((base / "tokenizer" / "tokenizer.json").read_text())
+    vocabulary["model"]["vocab"]["quokka"] = len(vocabulary["model"]["vocab"])
+    (base / "tokenizer" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(InvalidSpec, match="another vocabulary"):
+        teach_words(base, tmp_path / "out", seed=3, work=tmp_path / "work", config=CONFIG)
 
 
 def test_folding_standardises_latents_and_keeps_images() -> None:
