@@ -87,7 +87,7 @@ def note(connection: sa.Connection, post: Post, made: str) -> Made | None:
         )
     ).one()
     if row.body_sha256 != post.body_sha256:
-        message = f"the idempotency key {post.key!r} was used with another request; use a new key"
+        message = "this idempotency key was used with another request; use a new one"  # a log must not hold it
         raise Conflict(message, problems=(Problem("Idempotency-Key", "idempotency_key_reused", message),))
     return Made(row.made, row.mark, row.age, replayed=row.mark != post.mark)
 

@@ -88,6 +88,7 @@ def test_one_key_makes_one_api_key_and_tells_it_again(people: Accounts) -> None:
     with pytest.raises(Conflict) as other:
         make(people, "another body")
     assert [problem.code for problem in other.value.problems] == ["idempotency_key_reused"]
+    assert "once" not in other.value.message, "what a key is derived from goes into no log"
     assert [item.id for item in people.list_keys("anna").items] == [first.known.id]
 
 
