@@ -132,7 +132,7 @@ def rotate(
     newest = row.secret.split(" ")[0]
     if newest == secret:
         return NewSecret(secret)  # an earlier try was committed after all
-    if post is not None:
+    if post is not None:  # its mark says which secret it gave: that one is told again as long as it is the newest
         made = post_keys.note(connection, replace(post, mark=_sha256(secret)), webhook_id)
         if made is not None:
             told = made.recent and made.mark == _sha256(newest)
