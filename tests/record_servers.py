@@ -93,7 +93,7 @@ class PostgresRecords:
                 " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
             )
             # Rows that belong to a job go with it.
-            people = ("api_keys", "accounts", "audit", "webhooks", "uploads")
+            people = ("api_keys", "accounts", "audit", "webhooks", "uploads", "post_keys")
             for table in ("jobs", "owners", "models", "datasets", "workers", "turns", *people):
                 connection.exec_driver_sql(f"DELETE FROM {table}")
         self._free.append(url)

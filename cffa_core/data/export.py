@@ -26,7 +26,8 @@ LIMITS = Limits(max_members=1_000_000, max_total_bytes=2**44, max_total_pixels=1
 OnProgress = Callable[[str, int, int], None]
 FILES = """\
 `cf/NAME.png`, `fa/NAME.png`: the images. `valid_cf/`, `valid_fa/`: what each camera saw. `masks/TOKEN/NAME.png`:
-annotations, where there are any. `dataset.json`: one entry per pair. `eyes.csv`: which pair belongs to which eye.
+annotations, where there are any. `dataset.json`: one entry per pair. `eyes.csv`: which pair belongs to which eye
+(and patient, if known).
 `captions.jsonl`: what is said of each pair, where anything is.
 `croissant.json`: all this for programs. CFFA reads the folder as it is, and zipped: `cffa train`, `load_pairs`."""
 CONTENTS = {

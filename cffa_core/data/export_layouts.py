@@ -131,8 +131,9 @@ class Files:
     def finish(self) -> tuple[str, bytes]:
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["name", "eye"])
-        rows.writerows([entry["name"], entry["eye"]] for entry in self._entries)
+        columns = ["name", "eye", *(["patient"] if any("patient" in entry for entry in self._entries) else [])]
+        rows.writerow(columns)
+        rows.writerows([entry.get(column, "") for column in columns] for entry in self._entries)
         self.put("eyes.csv", table.getvalue().encode())
         index = _index(self._head, self._entries)
         self.put(INDEX, index)

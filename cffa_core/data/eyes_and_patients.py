@@ -1,4 +1,4 @@
-"""Which eye and which patient each pair of a source belongs to: by what stands beside it, or a pattern on its name.
+"""Which eye and which patient each pair belongs to: by what stands beside it, or a pattern on its name.
 
 A stranger's pattern runs in the limited child of ``decoding``, never here. Nothing here opens a file or divides pairs;
 what a split may divide follows from ``contracts.undivided``.
@@ -6,14 +6,17 @@ what a split may divide follows from ``contracts.undivided``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from cffa_core.data.contracts import CheckedPair
 from cffa_core.data.decoding import Decoder, Refused
 from cffa_core.data.layouts import Found
 from cffa_core.data.sources import printable
 from cffa_core.errors import Problem
 
 EYE_PATTERN, PATIENT_PATTERN = "/eye_pattern", "/patient_pattern"
+WITHOUT_PATIENT = "without_patient"
 NAMED = 5
 
 
@@ -30,17 +33,42 @@ def eyes_of(found: Found, decoder: Decoder, pattern: str | None) -> dict[str, st
     return {name: printable(eye) for name, eye in chosen.items()}
 
 
-def patients_of(
-    eyes: Mapping[str, str], decoder: Decoder, pattern: str | None, known: Mapping[str, str] | None = None
-) -> tuple[dict[str, str], list[Problem]]:
-    """Patient of each pair by name, as far as one is known, and what is wrong; ``eyes`` are those of all pairs.
+def patients_of(found: Found, eyes: Mapping[str, str], decoder: Decoder, pattern: str | None) -> dict[str, str]:
+    """Patient of each candidate by name, as far as one is known: column or eyes.csv, else the pattern.
 
-    A patient is what the pattern matches in a pair's name (else what is ``known`` of it), and then that of all pairs of
-    the same eye. An eye that would belong to two patients is a problem.
+    ``eyes`` are those of all candidates; all pairs of an eye have its patient. What is wrong becomes a problem of
+    ``found``; pairs whose patient stays unknown, where that of others is known, a warning.
     """
+    stated = {candidate.name: candidate.patient for candidate in found.candidates if candidate.patient}
+    stated |= found.patients
     matched, problems = matched_by(decoder, pattern, list(eyes), PATIENT_PATTERN)
+    patients, wrong = _of_whole_eyes(eyes, {**matched, **stated})
+    found.problems += [*problems, *wrong]
+    if (pattern is not None or stated) and not (problems or wrong):
+        found.warnings += without_patient(eyes, patients)
+    return patients
+
+
+def known_anew(
+    pairs: Sequence[CheckedPair], decoder: Decoder, *, eye_pattern: str | None = None, patient_pattern: str | None
+) -> tuple[list[CheckedPair], list[Problem]]:
+    """Checked pairs with the eyes and patients that the patterns find in their names, else those that they have; and
+    what is wrong."""
+    names = [pair.name for pair in pairs]
+    matched, bad_eyes = matched_by(decoder, eye_pattern, names, EYE_PATTERN)
+    eyes = {pair.name: matched.get(pair.name, pair.eye) for pair in pairs}
+    known = {pair.name: pair.patient for pair in pairs if pair.patient is not None}
+    told, bad_patients = matched_by(decoder, patient_pattern, names, PATIENT_PATTERN)
+    patients, wrong = _of_whole_eyes(eyes, {**known, **told})
+    made = [replace(pair, eye=eyes[pair.name], patient=patients.get(pair.name)) for pair in pairs]
+    return made, [*bad_eyes, *bad_patients, *wrong]
+
+
+def _of_whole_eyes(eyes: Mapping[str, str], told: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
+    """The patients that are told of some pairs as those of all pairs of the same eyes; an eye of two is a problem."""
+    problems: list[Problem] = []
     of_eye: dict[str, set[str]] = {}
-    for name, patient in {**(known or {}), **matched}.items():
+    for name, patient in told.items():
         of_eye.setdefault(eyes[name], set()).add(printable(patient))
     for eye, patients in sorted(of_eye.items()):
         if len(patients) > 1:
@@ -50,14 +78,14 @@ def patients_of(
 
 
 def without_patient(eyes: Mapping[str, str], patients: Mapping[str, str]) -> list[Problem]:
-    """A warning that names pairs whose patient a pattern did not tell: a split keeps only their eyes whole."""
+    """A warning that names pairs whose patient nothing tells: a split keeps only their eyes whole."""
     missing = [name for name in eyes if name not in patients]
     if not missing:
         return []
     message = (
         f"{len(missing)} of {len(eyes)} pairs have no patient, e.g. {_listed(missing)}; only their eyes stay whole"
     )
-    return [Problem(PATIENT_PATTERN, "without_patient", message)]
+    return [Problem(PATIENT_PATTERN, WITHOUT_PATIENT, message)]
 
 
 def matched_by(

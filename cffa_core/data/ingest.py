@@ -20,7 +20,7 @@ from cffa_core.data import dataset_folder
 from cffa_core.data.captions import Caption, captions_text, counted
 from cffa_core.data.contracts import Bytes, CheckedPair, Layout, Limits, Mask, PairImages, Registration
 from cffa_core.data.decoding import Decoder
-from cffa_core.data.eyes_and_patients import EYE_PATTERN, eyes_of, matched_by, patients_of, without_patient
+from cffa_core.data.eyes_and_patients import eyes_of, known_anew, patients_of
 from cffa_core.data.layouts import Candidate, Found, find_pairs
 from cffa_core.data.pair_check import PairCheck, Registered
 from cffa_core.data.sources import Place, Source, open_source, read_text
@@ -136,9 +136,10 @@ def check(
 
     ``eye_pattern`` is a regular expression searched in each pair's name; the groups that matched, joined, are the eye
     (the whole match if it has no group). An ``eyes.csv`` or an eye column goes before it; without either each pair is
-    an eye of its own. ``patient_pattern`` finds the patient in the same way, and all pairs of an eye then have that
-    patient; without it patients are not known. With ``auto_register`` pairs without landmarks whose vessels do not lie
-    on each other are registered (``auto_registration``); one that cannot be is left out, with a warning
+    an eye of its own. ``patient_pattern`` finds the patient in the same way, after a patient column of either file, and
+    all pairs of an eye then have that patient; without any of them patients are not known. With ``auto_register`` pairs
+    without landmarks whose vessels do not lie on each other are registered (``auto_registration``); one that cannot be
+    is left out, with a warning
     ``not_registered``. Raises ``NotFound`` if there is nothing at ``source``.
     """
     limits = limits or Limits()
@@ -151,10 +152,7 @@ def check(
     with open_source(source, limits) as opened, Decoder(limits) as decoder:
         found = _find(opened, limits)
         eyes = eyes_of(found, decoder, eye_pattern)
-        patients, wrong_patients = patients_of(eyes, decoder, patient_pattern)
-        found.problems += wrong_patients
-        if patient_pattern is not None and not wrong_patients:
-            found.warnings += without_patient(eyes, patients)
+        patients = patients_of(found, eyes, decoder, patient_pattern)
         for index, candidate in enumerate(found.candidates):
             pair_check = PairCheck(opened, decoder, candidate, limits, found.warnings, auto_register=auto_register)
             made, problems = pair_check.run()
@@ -225,20 +223,11 @@ def open_pairs(
         return checked.digest, list(checked.pairs), checked.decoded()
     digest, pairs = dataset_folder.read_index(path)
     if eye_pattern is not None or patient_pattern is not None:
-        pairs = _renamed(pairs, eye_pattern, patient_pattern)
+        with Decoder(Limits()) as decoder:
+            pairs, problems = known_anew(pairs, decoder, eye_pattern=eye_pattern, patient_pattern=patient_pattern)
+        if problems:
+            raise InvalidDataset(problems[0].message, problems=tuple(problems))
     return digest, pairs, dataset_folder.read_pairs(path, pairs)
-
-
-def _renamed(pairs: list[CheckedPair], eye_pattern: str | None, patient_pattern: str | None) -> list[CheckedPair]:
-    """Checked pairs with the eyes and patients that the patterns find in their names."""
-    known = {pair.name: pair.patient for pair in pairs if pair.patient is not None}
-    with Decoder(Limits()) as decoder:
-        matched, problems = matched_by(decoder, eye_pattern, [pair.name for pair in pairs], EYE_PATTERN)
-        eyes = {pair.name: matched.get(pair.name, pair.eye) for pair in pairs}
-        patients, wrong = patients_of(eyes, decoder, patient_pattern, known)
-    if problems := [*problems, *wrong]:
-        raise InvalidDataset(problems[0].message, problems=tuple(problems))
-    return [replace(pair, eye=eyes[pair.name], patient=patients.get(pair.name)) for pair in pairs]
 
 
 def _find(source: Source, limits: Limits) -> Found:
@@ -250,6 +239,7 @@ def _find(source: Source, limits: Limits) -> Found:
     found.problems[:0] = source.problems
     names = dataset_folder.safe_names([candidate.name for candidate in found.candidates])
     found.eyes = {names[name]: eye for name, eye in found.eyes.items()}
+    found.patients = {names[name]: patient for name, patient in found.patients.items()}
     found.candidates = [replace(candidate, name=names[candidate.name]) for candidate in found.candidates]
     found.captions = {names[name]: replace(said, name=names[name]) for name, said in found.captions.items()}
     return found

@@ -46,19 +46,22 @@ class Candidate:
     cf_points: str | None = None
     fa_points: str | None = None
     eye: str | None = None
+    patient: str | None = None
     vessel: str | None = None
     annotations: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
 class Found:
-    """What a layout found: candidates in order of name, what is wrong, what was left out, eyes and captions by pair."""
+    """What a layout found: candidates in order of name, what is wrong, what was left out; and by pair eyes, patients
+    and captions, where a file tells them."""
 
     layout: Layout
     candidates: list[Candidate] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     eyes: dict[str, str] = field(default_factory=dict)
+    patients: dict[str, str] = field(default_factory=dict)
     captions: dict[str, Caption] = field(default_factory=dict)
 
 
@@ -214,7 +217,7 @@ def _pair_list(inside: dict[str, str], read: ReadText) -> tuple[str, list[dict[s
 
 
 def _from_csv(path: str, rows: list[dict[str, str]] | Problem, inside: dict[str, str]) -> Found:
-    """Layout (c): a CSV of relative paths; optional columns cf_pts_path, fa_pts_path, name, eye.
+    """Layout (c): a CSV of relative paths; optional columns cf_pts_path, fa_pts_path, name, eye, patient.
 
     A CF may be paired with several FAs (phases); such pairs are one eye unless the eye column says otherwise.
     """
@@ -246,7 +249,8 @@ def _from_csv(path: str, rows: list[dict[str, str]] | Problem, inside: dict[str,
         files = [f"{folder}/{value}".removeprefix("/") if value else None for value in wanted.values()]
         assert files[0] is not None and files[1] is not None
         eye = row.get("eye") or (str(cf.with_suffix("")) if shared[wanted["cf_path"]] > 1 else "")
-        found.candidates.append(Candidate(name, files[0], files[1], files[2], files[3], eye or None))
+        patient = row.get("patient") or None
+        found.candidates.append(Candidate(name, files[0], files[1], files[2], files[3], eye or None, patient))
     return found
 
 
@@ -316,7 +320,7 @@ def _take_annotations(inside: dict[str, str], found: Found) -> None:
 
 
 def _read_eyes(path: str, read: ReadText, found: Found) -> None:
-    """``eyes.csv``: which pair belongs to which eye, columns name and eye."""
+    """``eyes.csv``: which pair belongs to which eye, columns name and eye; and patient, where it is known."""
     text = read(path)
     if isinstance(text, Problem):
         found.problems.append(text)
@@ -336,8 +340,11 @@ def _read_eyes(path: str, read: ReadText, found: Found) -> None:
             found.warnings.append(Problem(f"{path}:{line}", "ignored", f"no pair is named {printable(row['name'])!r}"))
         elif found.eyes.get(name, row["eye"]) != row["eye"]:
             found.problems.append(Problem(f"{path}:{line}", "bad_csv", f"pair {name!r} is given two eyes"))
+        elif row.get("patient") and found.patients.get(name, row["patient"]) != row["patient"]:
+            found.problems.append(Problem(f"{path}:{line}", "bad_csv", f"pair {name!r} is given two patients"))
         else:
             found.eyes[name] = row["eye"]
+            found.patients |= {name: row["patient"]} if row.get("patient") else {}
 
 
 def _read_captions(path: str, read: ReadText, found: Found) -> None:

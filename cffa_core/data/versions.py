@@ -85,6 +85,15 @@ def split_by_eyes(pairs: Sequence[CheckedPair], eyes: Mapping[str, Collection[st
     return {part: [pair.name for pair in pairs if of.get(pair.eye) == part] for part in PARTS}
 
 
+def require_whole_patients(pairs: Sequence[CheckedPair], split: Split) -> None:
+    """Raise ``InvalidSpec`` naming each known patient of whom the split, made when less was known, divides the eyes."""
+    part_of = {name: part for part, names in split.items() for name in names}
+    of = {pair.eye: part_of[pair.name] for pair in pairs if pair.name in part_of}
+    if problems := _divided(pairs, of):
+        message = "the split that the data set has divides patients; give a new split too, see errors"
+        raise InvalidSpec(message, problems=tuple(problems))
+
+
 def _divided(pairs: Sequence[CheckedPair], of: Mapping[str, str]) -> list[Problem]:
     """Problems that name each known patient whose eyes are in two parts, at the later of them."""
     parts: dict[str, set[str]] = {}

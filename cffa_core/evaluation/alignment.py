@@ -8,13 +8,13 @@ Each set has its own floor, or mode collapse would score as alignment. Knows nei
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cffa_core.data.contracts import PairImages
-from cffa_core.evaluation.bootstrap import MIN_EYES, Estimate, Statistic, Values, draws, estimate, interval, mean
+from cffa_core.evaluation.bootstrap import MIN_WHOLE, Estimate, Eyes, Statistic, Values, draws, estimate, interval, mean
 from cffa_core.evaluation.scores import SCORES, Features, compare, pair_features
 from cffa_core.rng import derive_seed
 
@@ -38,30 +38,40 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A scored set of pairs."""
+    """A scored set of pairs; ``patients`` maps the eyes of known patients to them."""
 
     pairs: tuple[ScoredPair, ...]
     seed: int
+    patients: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def whose(self) -> Eyes:
+        """The eye of each pair, with the patients."""
+        return self._eyes(pair.eye for pair in self.pairs)
 
     @property
     def eyes(self) -> int:
         """Number of different eyes."""
-        return len({pair.eye for pair in self.pairs})
+        return self.whose.different
 
-    def values(self, score: str, *, shuffled: bool = False) -> tuple[Values, list[str]]:
+    def values(self, score: str, *, shuffled: bool = False) -> tuple[Values, Eyes]:
         """Values of one score and the eye of each, over the pairs that have it."""
         found = [(pair.shuffled if shuffled else pair.true, pair.eye) for pair in self.pairs]
-        return np.array([s[score] for s, _ in found if s is not None]), [eye for s, eye in found if s is not None]
+        some = [(scores[score], eye) for scores, eye in found if scores is not None]
+        return np.array([value for value, _ in some]), self._eyes(eye for _, eye in some)
 
-    def differences(self, score: str) -> tuple[Values, list[str]]:
+    def differences(self, score: str) -> tuple[Values, Eyes]:
         """True minus shuffled, pair by pair, and the eye of each."""
         found = [(p.true[score] - p.shuffled[score], p.eye) for p in self.pairs if p.true and p.shuffled]
-        return np.array([value for value, _ in found]), [eye for _, eye in found]
+        return np.array([value for value, _ in found]), self._eyes(eye for _, eye in found)
 
     def estimate(self, score: str, statistic: Statistic = mean, *, shuffled: bool = False) -> Estimate | None:
         """Estimate of one score; None where no pair has it."""
         values, eyes = self.values(score, shuffled=shuffled)
         return estimate(values, eyes, statistic, seed=self.seed, label=score) if len(values) else None
+
+    def _eyes(self, names: Iterable[str]) -> Eyes:
+        return Eyes(tuple(names), self.patients)
 
 
 def score_set(
@@ -69,9 +79,12 @@ def score_set(
     *,
     seed: int = 0,
     repeats: int = REPEATS,
+    patients: Mapping[str, str] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> ScoredSet:
     """Score pairs of (name, eye, images), each as it is and against FAs of ``repeats`` other eyes.
+
+    ``patients`` are the known ones of the eyes; the other eye of a patient is another eye.
 
     Takes about a third of a second per 512x512 pair on one core and keeps about 3 MB of each.
     """
@@ -90,7 +103,7 @@ def score_set(
         chosen = [others[i] for others in partners if others is not None]
         compared = [compare(prepared[i][0], prepared[j][1]) for j in chosen]
         scored.append(ScoredPair(name, eye, true[i], _mean_scores([scores for scores in compared if scores])))
-    return ScoredSet(tuple(scored), seed)
+    return ScoredSet(tuple(scored), seed, patients or {})
 
 
 def _mean_scores(scores: list[dict[str, float]]) -> dict[str, float] | None:
@@ -143,17 +156,18 @@ def normalised(generated: ScoredSet, real: ScoredSet, score: str) -> tuple[Estim
     bottom, bottom_eyes = real.differences(score)
     if not len(top):
         return None, "the pairs have no floor: a second eye is needed"
-    if not len(bottom) or len(set(bottom_eyes)) < MIN_EYES:
-        return None, f"the reference has {len(set(bottom_eyes))} eyes with a floor; {MIN_EYES} are needed"
+    if not len(bottom) or bottom_eyes.drawn_from < MIN_WHOLE:
+        what = "eyes" if bottom_eyes.known_patients is None else "patients (or eyes of unknown ones)"
+        return None, f"the reference has {bottom_eyes.drawn_from} {what} with a floor; {MIN_WHOLE} are needed"
     below = draws(bottom, bottom_eyes, mean, seed=real.seed, label=f"real {score}")
     error = float(below.std(ddof=1))
     if bottom.mean() < MIN_STANDARD_ERRORS * error:
         ratio = bottom.mean() / error if error > 0 else 0.0
         return None, f"real pairs stand out from shuffled ones by only {ratio:.1f} standard errors; 3 are needed"
-    count = len(set(top_eyes))
     low: float | None = None
     high: float | None = None
-    if count >= MIN_EYES:
+    if top_eyes.drawn_from >= MIN_WHOLE:
         above = draws(top, top_eyes, mean, seed=generated.seed, label=f"generated {score}")
         low, high = interval(above / np.maximum(below, 1e-9))
-    return Estimate(float(top.mean() / bottom.mean()), low, high, len(top), count), None
+    value = float(top.mean() / bottom.mean())
+    return Estimate(value, low, high, len(top), top_eyes.different, top_eyes.known_patients), None

@@ -10,8 +10,8 @@ import io
 
 import numpy as np
 
-from cffa_core.evaluation.bootstrap import Score, Values, estimate_from_halves, half_samples
-from cffa_core.evaluation.features import FeatureSet, OnMeasure, eyes_of, spaces
+from cffa_core.evaluation.bootstrap import Score, Values, Whose, estimate_from_halves, fewest, half_samples
+from cffa_core.evaluation.features import FeatureSet, OnMeasure, spaces
 
 NEAREST = 5
 MIN_PAIRS = 20  # on both sides
@@ -39,13 +39,13 @@ def diversity(
 
 
 def density_coverage(
-    generated: Values, reference: Values, eyes: tuple[str, ...], real_eyes: tuple[str, ...], *, seed: int, label: str
+    generated: Values, reference: Values, eyes: Whose, real_eyes: Whose, *, seed: int, label: str
 ) -> tuple[Score, Score]:
     """Density and coverage (Naeem et al. 2020, k = 5) of features (N, D) around real ones (M, D).
 
     A real pair's ball reaches to its 5th nearest real neighbour. Density: how many balls a generated pair lies in, in
     units of 5 (about 1 for the same distribution). Coverage: share of the balls with a generated pair inside (0.97
-    for the same distribution at equal sizes). Intervals: range over halves of both sets by eye, moved onto the value.
+    for the same distribution at equal sizes). Intervals: range over halves of both sets, moved onto the value.
     """
     detail: dict[str, float] = {"n_reference": len(reference), "nearest": NEAREST}
     refused = _too_few(generated, reference)
@@ -57,12 +57,12 @@ def density_coverage(
     ours = half_samples(eyes, len(generated) // 2, seed=seed, label=f"prdc {label}")
     real = half_samples(real_eyes, len(reference) // 2, seed=seed, label=f"prdc reference {label}")
     halves = [_of_balls(between[np.ix_(r, g)], among[np.ix_(r, r)]) for r, g in zip(real, ours, strict=True)]
-    count = min(eyes_of(eyes), eyes_of(real_eyes))
+    fewer = fewest(eyes, real_eyes)
     density, coverage = (
         Score(
             len(generated),
             estimate_from_halves(
-                np.array([half[side] for half in halves]), len(generated), count, whole[side], within=(0.0, most)
+                np.array([half[side] for half in halves]), len(generated), fewer, whole[side], within=(0.0, most)
             ),
             detail=detail,
         )
@@ -94,9 +94,9 @@ def _distances(a: Values, b: Values) -> Values:
 
 
 def vendi_scores(
-    generated: Values, reference: Values, eyes: tuple[str, ...], real_eyes: tuple[str, ...], *, seed: int, label: str
+    generated: Values, reference: Values, eyes: Whose, real_eyes: Whose, *, seed: int, label: str
 ) -> tuple[Score, Score]:
-    """Vendi scores of generated and of real pairs: mean and range over random subsets of ONE size, by eye.
+    """Vendi scores of generated and of real pairs: mean and range over random subsets of ONE size.
 
     The score grows with the number of pairs, so both are counted among as many: half of the smaller set.
     """
@@ -110,7 +110,7 @@ def vendi_scores(
         similar = _cosines(values)
         halves = half_samples(whose, size, seed=seed, label=f"vendi {name} {label}")
         counted = np.array([vendi(similar[np.ix_(half, half)]) for half in halves])
-        estimate = estimate_from_halves(counted, len(values), eyes_of(whose))
+        estimate = estimate_from_halves(counted, len(values), whose)
         found.append(Score(len(values), estimate, detail={"subset_size": size}))
     return found[0], found[1]
 

@@ -12,7 +12,7 @@ from typing import Any
 from cffa_core.evaluation.bootstrap import Score
 from cffa_core.evaluation.features import SPACES
 from cffa_core.evaluation.memorisation import Match, Memorisation
-from cffa_core.evaluation.report import AlignmentReport, Subject, shown
+from cffa_core.evaluation.report import AlignmentReport, Subject, counts, in_words, shown
 
 FORMAT = "cffa-evaluation/1"
 TITLES = {
@@ -109,10 +109,11 @@ class EvaluationReport:
             return [f"![{title}]({pictures[section]})", ""] if section in pictures else []
 
         subject, reference = self.alignment.pairs, self._reference()
-        extractor = self.extractor
+        extractor, real_eyes = self.extractor, in_words(self.reference.scored.whose)
         lines = [f"# Evaluation of {subject.source}", "", *_sets(subject, self.reference, self.train), ""]
         lines += [
-            "Intervals are 95 %, over eyes. A score with too few pairs behind it is refused, with the reason below.",
+            f"Intervals are 95 %, {self._resampled()}. A score with too few pairs behind it is refused, with the "
+            "reason below.",
             "",
         ]
         lines += ["## Alignment", "", READ["alignment"], "", *_markdown_table(self.alignment.table()), ""]
@@ -123,7 +124,7 @@ class EvaluationReport:
         lines += ["## Fidelity and diversity", "", f"{READ['fidelity']} {READ['diversity']}", ""]
         lines += [
             f"Extractor `{extractor['name']}` ({extractor['cf']} features of CF, {extractor['fa']} of FA), "
-            f"SHA-256 `{extractor['sha256'][:16]}`; reference of {reference['pairs']} pairs, {reference['eyes']} eyes.",
+            f"SHA-256 `{extractor['sha256'][:16]}`; reference of {reference['pairs']} pairs, {real_eyes}.",
             "",
             *_markdown_table(of_features),
             "",
@@ -161,7 +162,14 @@ class EvaluationReport:
         subject = self.reference
         scored = subject.scored
         found = {"source": subject.source, "digest": subject.digest, "available": subject.available}
-        return found | {"pairs": len(scored.pairs), "eyes": scored.eyes}
+        return found | {"pairs": len(scored.pairs), **counts(scored.whose)}
+
+    def _resampled(self) -> str:
+        sets = {"the pairs": self.alignment.pairs, "the reference": self.reference}
+        by = [name for name, found in sets.items() if found.scored.whose.known_patients is not None]
+        if not by:
+            return "over eyes"
+        return f"over patients of {' and '.join(by)}, where they are known, and over eyes elsewhere"
 
     def _train(self) -> dict[str, Any] | None:
         if self.train is None:
@@ -208,7 +216,12 @@ def _sets(subject: Subject, reference: Subject, train: TrainingSet | None) -> li
         count = str(len(found.scored.pairs))
         if found.available > len(found.scored.pairs):
             count += f" of {found.available}"
-        row = {"set": role, "source": f"`{found.source}`", "N": count, "eyes": str(found.scored.eyes)}
+        row = {
+            "set": role,
+            "source": f"`{found.source}`",
+            "N": count,
+            "eyes": in_words(found.scored.whose).replace(" eyes", ""),
+        }
         rows.append(row | {"digest": f"`{found.digest[:12]}`"})
     if train is not None:
         row = {"set": "training", "source": f"`{train.source}`", "N": str(len(train.names)), "eyes": "-"}

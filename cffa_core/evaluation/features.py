@@ -6,7 +6,7 @@ said in ``filter_bank`` and ``vision_transformer``; what is computed from featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ import numpy as np
 
 from cffa_core.data.contracts import PairImages
 from cffa_core.errors import InvalidSpec, NotEnoughData, Problem
-from cffa_core.evaluation.bootstrap import Values
+from cffa_core.evaluation.bootstrap import Eyes, Values, Whose
 from cffa_core.evaluation.filter_bank import FilterBank
 
 DEFAULT = "filters"
@@ -41,20 +41,21 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of N pairs: ``cf`` (N, D_cf), ``fa`` (N, D_fa), and the eye of each."""
+    """Features of N pairs: ``cf`` (N, D_cf), ``fa`` (N, D_fa), and whose each pair is."""
 
     extractor: str
     sha256: str
-    eyes: tuple[str, ...]
+    eyes: Whose
     cf: Values
     fa: Values
 
 
 class Collector:
-    """Collects the features of pairs as they come by."""
+    """Collects the features of pairs as they come by; ``patients`` are the known ones of their eyes."""
 
-    def __init__(self, extractor: Extractor) -> None:
+    def __init__(self, extractor: Extractor, patients: Mapping[str, str] | None = None) -> None:
         self.extractor = extractor
+        self._patients = patients or {}
         self._eyes: list[str] = []
         self._found: list[tuple[Values, Values]] = []
 
@@ -68,7 +69,8 @@ class Collector:
         if not self._found:
             raise NotEnoughData("no pair was seen, so there are no features to compare")
         cf, fa = (np.stack([found[side] for found in self._found]) for side in (0, 1))
-        return FeatureSet(self.extractor.name, self.extractor.sha256, tuple(self._eyes), cf, fa)
+        eyes = Eyes(tuple(self._eyes), self._patients)
+        return FeatureSet(self.extractor.name, self.extractor.sha256, eyes, cf, fa)
 
 
 def load_extractor(name: str, *, folder: Path | None = None, device: str = "cpu") -> Extractor:
@@ -123,8 +125,3 @@ def _scaled(generated: Values, reference: Values) -> tuple[Values, Values]:
     spread = float(np.sqrt(((reference - centre) ** 2).mean()))
     size = SPREADS * spread if spread > 1e-9 else 1.0  # a reference of copies has no spread of its own
     return (generated - centre) / size, (reference - centre) / size
-
-
-def eyes_of(eyes: Sequence[str]) -> int:
-    """Number of different eyes."""
-    return len(set(eyes))

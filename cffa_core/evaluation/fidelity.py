@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cffa_core.evaluation.bootstrap import Estimate, Score, Values, estimate_from_halves, half_samples
-from cffa_core.evaluation.features import FeatureSet, OnMeasure, eyes_of, spaces
+from cffa_core.evaluation.bootstrap import Estimate, Score, Values, Whose, estimate_from_halves, fewest, half_samples
+from cffa_core.evaluation.features import FeatureSet, OnMeasure, spaces
 
 KID_MIN = 50  # on both sides
 FID_PER_DIMENSION = 2  # samples per feature on both sides: below, the covariances are singular or nearly so
@@ -33,13 +33,11 @@ def fidelity(
     return found
 
 
-def kid(
-    generated: Values, reference: Values, eyes: tuple[str, ...], real_eyes: tuple[str, ...], *, seed: int, label: str
-) -> Score:
+def kid(generated: Values, reference: Values, eyes: Whose, real_eyes: Whose, *, seed: int, label: str) -> Score:
     """Kernel inception distance (Binkowski et al. 2018): unbiased MMD^2 of features (N, D), (M, D) of one space.
 
-    Polynomial kernel ``(x.y / D + 1)^3``; mean and 95 % range over subsets of half the smaller set, by eye. May be
-    slightly below 0 for sets that do not differ.
+    Polynomial kernel ``(x.y / D + 1)^3``; mean and 95 % range over subsets of half the smaller set, of whole patients
+    or eyes. May be slightly below 0 for sets that do not differ.
     """
     count = min(len(generated), len(reference))
     detail: dict[str, float] = {"n_reference": len(reference)}
@@ -50,7 +48,7 @@ def kid(
     ours = half_samples(eyes, size, seed=seed, label=f"kid {label}")
     real = half_samples(real_eyes, size, seed=seed, label=f"kid reference {label}")
     values = np.array([squared_mmd(generated[a], reference[b]) for a, b in zip(ours, real, strict=True)])
-    found = estimate_from_halves(values, len(generated), min(eyes_of(eyes), eyes_of(real_eyes)))
+    found = estimate_from_halves(values, len(generated), fewest(eyes, real_eyes))
     return Score(len(generated), found, detail={**detail, "subset_size": size})
 
 
@@ -62,9 +60,7 @@ def squared_mmd(a: Values, b: Values) -> float:
     return float(poly_mmd(torch.from_numpy(a), torch.from_numpy(b)))
 
 
-def fid(
-    generated: Values, reference: Values, eyes: tuple[str, ...], real_eyes: tuple[str, ...], *, seed: int, label: str
-) -> Score:
+def fid(generated: Values, reference: Values, eyes: Whose, real_eyes: Whose, *, seed: int, label: str) -> Score:
     """Frechet distance of two Gaussians (Heusel et al. 2017) fitted to features (N, D), (M, D) of one space.
 
     Biased upward for small sets, so it compares only sets of the same size; the interval is the range over random
@@ -83,8 +79,8 @@ def fid(
     real = half_samples(real_eyes, len(reference) // 2, seed=seed, label=f"fid reference {label}")[:FID_HALVES]
     values = np.array([frechet_distance(generated[a], reference[b]) for a, b in zip(ours, real, strict=True)])
     value = frechet_distance(generated, reference)
-    count = min(eyes_of(eyes), eyes_of(real_eyes))
-    found: Estimate = estimate_from_halves(values, len(generated), count, value, within=(0.0, np.inf))
+    fewer = fewest(eyes, real_eyes)
+    found: Estimate = estimate_from_halves(values, len(generated), fewer, value, within=(0.0, np.inf))
     return Score(len(generated), found, detail=detail)
 
 

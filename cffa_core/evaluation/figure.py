@@ -11,7 +11,7 @@ import random
 from PIL import Image, ImageDraw, ImageFont
 
 from cffa_core.evaluation.alignment import ScoredSet
-from cffa_core.evaluation.report import TITLES, AlignmentReport
+from cffa_core.evaluation.report import TITLES, AlignmentReport, in_words
 from cffa_core.evaluation.scores import HIGHER_IS_BETTER, SHIFT
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 360
@@ -28,7 +28,7 @@ def draw(report: AlignmentReport) -> Image.Image:
     image = Image.new("RGB", (3 * PANEL_WIDTH, 2 * PANEL_HEIGHT + 60), PAPER)
     pen = ImageDraw.Draw(image)
     scored = report.pairs.scored
-    title = f"Alignment of {report.pairs.source}: {len(scored.pairs)} pairs of {scored.eyes} eyes"
+    title = f"Alignment of {report.pairs.source}: {len(scored.pairs)} pairs of {in_words(scored.whose)}"
     pen.text((14, 8), title, INK, font=_font(18))
     note = f"dot: a pair (shuffled: mean over its partners); bar: median; shifts above {MAX_SHIFT:.0f} px on top"
     pen.text((14, image.height - 20), note, INK, font=_font(12))

@@ -17,7 +17,7 @@ from scipy import fft
 
 from cffa_core.data.contracts import Bytes, Mask, PairImages
 from cffa_core.data.ridges import interior
-from cffa_core.evaluation.bootstrap import Score, estimate
+from cffa_core.evaluation.bootstrap import Score, Whose, estimate
 
 SIDE = 64
 MAX_SHIFT = 6  # cells of 64: 9 % of the side
@@ -132,7 +132,7 @@ def nearest(
 
 def memorisation(
     generated: Thumbnails,
-    eyes: Sequence[str],
+    eyes: Whose,
     held_out: Thumbnails,
     train: Thumbnails,
     *,
@@ -174,7 +174,7 @@ def _threshold(unseen: npt.NDArray[np.float64], copies: int) -> tuple[float | No
     return float(np.percentile(unseen, PERCENTILE)), None
 
 
-def auth_pct(matches: Sequence[Match], train: Thumbnails, eyes: Sequence[str], *, seed: int = 0) -> Score:
+def auth_pct(matches: Sequence[Match], train: Thumbnails, eyes: Whose, *, seed: int = 0) -> Score:
     """Share of authentic pairs, in percent (Alaa et al. 2022, section 4.3).
 
     A pair is authentic unless it is nearer to its nearest training pair than that one is to any other training pair.

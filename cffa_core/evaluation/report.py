@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cffa_core.evaluation.alignment import ScoredSet, normalised
-from cffa_core.evaluation.bootstrap import Estimate, mean, median, p95
+from cffa_core.evaluation.bootstrap import Estimate, Eyes, mean, median, p95
 from cffa_core.evaluation.scores import HIGHER_IS_BETTER, SHIFT
 
 FORMAT = "cffa-alignment/1"
@@ -133,10 +133,24 @@ class AlignmentReport:
             "digest": subject.digest,
             "available": subject.available,
             "pairs": len(scored.pairs),
-            "eyes": scored.eyes,
+            **counts(scored.whose),
             "not_scored": [pair.name for pair in scored.pairs if pair.true is None],
             "seed": scored.seed,
         }
+
+
+def counts(whose: Eyes) -> dict[str, Any]:
+    """JSON-ready: number of eyes, of known patients if there are any, and what intervals were resampled by."""
+    known = whose.known_patients
+    if known is None:
+        return {"eyes": whose.different, "resampled_by": "eye"}
+    return {"eyes": whose.different, "patients": known, "resampled_by": "patient"}
+
+
+def in_words(whose: Eyes) -> str:
+    """``11 eyes``, or ``11 eyes of 7 known patients``."""
+    known = "" if whose.known_patients is None else f" of {whose.known_patients} known patients"
+    return f"{whose.different} eyes{known}"
 
 
 def _json(value: Estimate | None) -> dict[str, Any] | None:

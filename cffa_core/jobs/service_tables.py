@@ -80,6 +80,18 @@ webhook_keys = sa.Table(
     ),
 )
 
+post_keys = sa.Table(
+    "post_keys",
+    METADATA,
+    sa.Column("owner", sa.String(200), primary_key=True, comment="who posted"),
+    sa.Column("makes", sa.String(20), primary_key=True, comment="account, api_key, webhook_secret"),
+    sa.Column("key_sha256", sa.String(64), primary_key=True),
+    sa.Column("body_sha256", sa.String(64), nullable=False),
+    sa.Column("made", sa.String(200), nullable=False, comment="name of the account, id of the key or the web hook"),
+    sa.Column("mark", sa.String(64), comment="of that call alone; an API key's goes after a day"),
+    sa.Column("at", Seconds, nullable=False),
+)
+
 deliveries = sa.Table(
     "deliveries",
     METADATA,

@@ -16,15 +16,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cffa_core.errors import Conflict, InvalidSpec, Problem, StorageUnavailable
+from cffa_core.errors import InvalidSpec, Problem, StorageUnavailable
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.paging import newest_first
+from cffa_core.jobs.post_keys import Post, erase_marks
 from cffa_core.jobs.records import Page
 from cffa_core.jobs.rows import new_id, page_limits
 from cffa_core.jobs.schema import clock
 from cffa_core.jobs.service_tables import accounts, api_keys
 from cffa_core.people import keys, quotas
 from cffa_core.people.keys import Caller, Scope
+from cffa_core.people.making import NewAccount, NewKey, make_account, make_key
 from cffa_core.people.quotas import Limits, Usage
 from cffa_core.people.rows import (
     Account,
@@ -34,7 +36,6 @@ from cffa_core.people.rows import (
     alive,
     api_key,
     holds_key,
-    insert_account,
     key_of,
     require_account,
 )
@@ -44,7 +45,6 @@ LIMITS = frozenset(Limits.__dataclass_fields__)
 REMEMBERED_SECONDS = 5.0
 REMEMBERED_KEYS = 10_000
 USED_EVERY = 60.0
-LONGEST_LIFE = 100 * 366 * 86_400.0
 _log = logging.getLogger("cffa.people")
 
 
@@ -74,20 +74,19 @@ class Accounts:
 
     def create_account(self, owner: str, limits: Mapping[str, int] | None = None) -> Account:
         """Make an account; raises :class:`Conflict` if there is one, :class:`InvalidSpec` for a bad name or limit."""
+        return self.post_account(None, owner, limits).account
+
+    def post_account(self, post: Post | None, owner: str, limits: Mapping[str, int] | None = None) -> NewAccount:
+        """As :meth:`create_account`; a repetition of ``post`` returns the account that it made, as it is now.
+
+        Raises :class:`Conflict` also, with the code ``idempotency_key_reused``, for a key with another body.
+        """
         if OWNER.fullmatch(owner) is None:
             _refuse(
                 "/owner", "bad_owner", "a name has 1 to 64 of a-z, 0-9, '.', '_', '@', '-' and begins with a-z, 0-9"
             )
         own = checked_limits(limits or {})
-
-        def create(connection: sa.Connection) -> Account:
-            values = {"owner": owner, "limits": own, "created_at": clock()}
-            new = insert_account(connection).values(values).on_conflict_do_nothing().returning(accounts.c.owner)
-            if connection.scalar(new) is None:
-                raise Conflict(f"there is an account {owner} already")
-            return account(connection, owner)
-
-        return self._db.write(create)
+        return self._db.write(lambda connection: make_account(connection, owner, own, post))
 
     def get_account(self, owner: str) -> Account:
         """One account; raises :class:`NotFound`."""
@@ -145,30 +144,29 @@ class Accounts:
 
         Raises :class:`NotFound` for an unknown account, :class:`InvalidSpec` for a time that has passed.
         """
-        key, key_id = keys.new_key(), new_id("key")
-        until = None if expires_at is None else expires_at.timestamp()
+        made = self.post_key(None, owner, name=name, scope=scope, expires_at=expires_at)
+        assert made.key is not None, "only a repeated post is not told its key"
+        return made.known, made.key
 
-        def create(connection: sa.Connection) -> ApiKey:
-            require_account(connection, owner)
-            now = connection.scalar(sa.select(clock())) or 0.0
-            if until is not None and not now < until < now + LONGEST_LIFE:
-                _refuse("/expires_at", "out_of_range", "a key expires some time within the next hundred years")
-            connection.execute(
-                api_keys.insert().values(
-                    id=key_id,
-                    owner=owner,
-                    name=name,
-                    scope=scope.value,
-                    shown=keys.shown(key),
-                    digest=keys.digest(key, self._secret),
-                    created_at=clock(),
-                    expires_at=until,
-                )
+    def post_key(
+        self, post: Post | None, owner: str, *, name: str, scope: Scope, expires_at: datetime | None = None
+    ) -> NewKey:
+        """As :meth:`create_key`; a repetition of ``post`` returns the key that it made, for a day with the key itself.
+
+        Raises :class:`Conflict`, with the code ``idempotency_key_reused``, for a key with another body.
+        """
+        key_id, until = new_id("key"), None if expires_at is None else expires_at.timestamp()
+
+        def create(connection: sa.Connection) -> NewKey:
+            return make_key(
+                connection, owner, key_id, name=name, scope=scope, until=until, secret=self._secret, post=post
             )
-            return api_key(connection, key_id, owner)
 
-        made = self._db.write(create, landed=lambda connection, one: holds_key(connection, one.id))
-        return made, key
+        return self._db.write(create, landed=lambda connection, new: holds_key(connection, new.known.id))
+
+    def erase_marks(self) -> int:
+        """Erase what keys of posts could be derived from again, once they are told no more; returns how many."""
+        return self._db.write(erase_marks)
 
     def list_keys(
         self, owner: str | None, page_size: int = 50, page_token: str | None = None, *, spent: bool = False

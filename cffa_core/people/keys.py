@@ -54,6 +54,17 @@ def new_key() -> str:
     return f"{PREFIX}{random}{_checksum(random)}"
 
 
+def key_of_post(secret: bytes, post_key: str, mark: str) -> str:
+    """The key that a post with an idempotency key makes, and makes again for whoever repeats that post.
+
+    Its random part is HMAC-SHA256 in base 62 under the service's secret, over ``mark``, 32 random bytes that the record
+    keeps for a day, and the idempotency key, of which it keeps a digest alone. All three are needed to know it.
+    """
+    number = int.from_bytes(hmac.digest(secret, f"key of a post\0{mark}\0{post_key}".encode(), hashlib.sha256), "big")
+    random = _base62(number % len(ALPHABET) ** RANDOM, RANDOM)  # of 256 bits 190 are kept: no letter is likelier
+    return f"{PREFIX}{random}{_checksum(random)}"
+
+
 def is_well_formed(key: str) -> bool:
     """Whether this can be a key at all: right form, right checksum."""
     random, checksum = key[len(PREFIX) : -CHECKSUM], key[-CHECKSUM:]
@@ -82,8 +93,12 @@ def key_secret(settings: Settings) -> bytes:
 
 
 def _checksum(text: str) -> str:
-    number, digits = zlib.crc32(text.encode()), ""
-    for _ in range(CHECKSUM):
+    return _base62(zlib.crc32(text.encode()), CHECKSUM)
+
+
+def _base62(number: int, length: int) -> str:
+    digits = ""
+    for _ in range(length):
         number, digit = divmod(number, len(ALPHABET))
         digits = ALPHABET[digit] + digits
     return digits

@@ -53,6 +53,11 @@ def alive() -> sa.ColumnElement[bool]:
     )
 
 
+def is_alive(connection: sa.Connection, key_id: str) -> bool:
+    """Whether this key counts, as far as :func:`alive` says."""
+    return connection.scalar(sa.select(api_keys.c.id).where(api_keys.c.id == key_id, alive())) is not None
+
+
 def insert_account(connection: sa.Connection) -> Any:
     """An insert of this database's dialect, which may be told what to do about a row that is there."""
     return (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(accounts)

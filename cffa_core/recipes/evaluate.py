@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from cffa_core.data.ridges import vessels
 from cffa_core.errors import InvalidDataset, Problem
 from cffa_core.evaluation import figure
 from cffa_core.evaluation.alignment import score_set
-from cffa_core.evaluation.bootstrap import Estimate, estimate
+from cffa_core.evaluation.bootstrap import Estimate, Eyes, estimate
 from cffa_core.evaluation.report import AlignmentReport, Subject, VaeCeiling
 from cffa_core.evaluation.scores import dice, pair_features
 from cffa_core.models.base import Base, load_base
@@ -40,6 +40,7 @@ def evaluate_alignment(
     out: Path | None = None,
     on_progress: OnProgress | None = None,
     eye_pattern: str | None = None,
+    patient_pattern: str | None = None,
     max_pairs: int = MAX_PAIRS,
     seed: int = 0,
     device: str = "cpu",
@@ -48,17 +49,19 @@ def evaluate_alignment(
     """Alignment of ``pairs`` (a folder or zip in any layout, or a checked data set), scored at native resolution.
 
     ``reference`` are real pairs, best held-out ones: with them scores are normalised; with ``base`` they go through its
-    VAE first (METHODS 8). With ``base`` alone the pairs' own round trip is measured. ``eye_pattern`` finds the eyes of
-    both sets (see ``ingest.check``). Of more than ``max_pairs`` a seeded choice is scored. ``out`` gets alignment.json
+    VAE first (METHODS 8). With ``base`` alone the pairs' own round trip is measured. ``eye_pattern`` and
+    ``patient_pattern`` find eyes and patients of both sets (see ``ingest.check``): intervals are over patients where
+    they are known, else over eyes. Of more than ``max_pairs`` a seeded choice is scored. ``out`` gets alignment.json
     and alignment.png. Raises ``InvalidDataset``, ``NotFound`` or ``ModelUnavailable``.
     """
 
     def told(stage: str, total: int) -> Callable[[int], None]:
         return lambda current: on_progress(stage, current, total) if on_progress is not None else None
 
-    subject = choose_pairs(pairs, eye_pattern, max_pairs, seed)
+    patterns = Patterns(eye_pattern, patient_pattern)
+    subject = choose_pairs(pairs, patterns, max_pairs, seed)
     loaded = None if base is None else load_base(base, device=device, models_dir=models_dir)
-    real = None if reference is None else choose_pairs(reference, eye_pattern, max_pairs, seed)
+    real = None if reference is None else choose_pairs(reference, patterns, max_pairs, seed)
     report = score_alignment(subject, real, loaded, seed, told)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -68,22 +71,31 @@ def evaluate_alignment(
 
 
 @dataclass(frozen=True)
+class Patterns:
+    """Regular expressions that find eyes and patients in pairs' names (see ``ingest.check``)."""
+
+    eye: str | None = None
+    patient: str | None = None
+
+
+@dataclass(frozen=True)
 class Chosen:
-    """``count`` pairs of the ``available`` ones of a source, to be read once."""
+    """``count`` pairs of the ``available`` ones of a source, to be read once; ``patients`` maps eyes to known ones."""
 
     name: str
     digest: str
     available: int
     count: int
     pairs: Iterator[NamedImages]
+    patients: Mapping[str, str]
 
 
-def choose_pairs(path: Path, eye_pattern: str | None, max_pairs: int | None, seed: int) -> Chosen:
+def choose_pairs(path: Path, patterns: Patterns, max_pairs: int | None, seed: int) -> Chosen:
     """A seeded choice of at most ``max_pairs`` pairs of a folder, zip or checked data set (None: all), in its order.
 
     Raises ``InvalidDataset`` if there is one alone: every score compares pairs.
     """
-    digest, listed, decoded = open_pairs(path, eye_pattern=eye_pattern)
+    digest, listed, decoded = open_pairs(path, eye_pattern=patterns.eye, patient_pattern=patterns.patient)
     if len(listed) < 2:
         message = f"{path.name} has one pair; at least 2 can be measured"
         raise InvalidDataset(message, problems=(Problem(path.name, "too_few_pairs", message),))
@@ -92,7 +104,8 @@ def choose_pairs(path: Path, eye_pattern: str | None, max_pairs: int | None, see
         names = random.Random(derive_seed(seed, "choose pairs")).sample(names, max_pairs)
     wanted = set(names)
     chosen = ((pair.name, pair.eye, images) for pair, images in decoded if pair.name in wanted)
-    return Chosen(path.name, digest, len(listed), len(wanted), chosen)
+    patients = {pair.eye: pair.patient for pair in listed if pair.patient is not None}
+    return Chosen(path.name, digest, len(listed), len(wanted), chosen, patients)
 
 
 def score_alignment(
@@ -111,16 +124,22 @@ def score_alignment(
     opened: Iterable[NamedImages] = pairs.pairs
     if base is not None and reference is None:
         opened = _measured(opened, base, kept)
-    scored = score_set(opened, seed=seed, on_progress=told("pairs", pairs.count))
+    scored = score_set(opened, seed=seed, patients=pairs.patients, on_progress=told("pairs", pairs.count))
     subject = Subject(pairs.name, pairs.digest, pairs.available, scored)
     ceiling = None
     if reference is not None:
         real = reference.pairs if base is None else through_vae(reference.pairs, base, kept)
         real_scored = score_set(
-            real, seed=derive_seed(seed, "reference"), on_progress=told("reference", reference.count)
+            real,
+            seed=derive_seed(seed, "reference"),
+            patients=reference.patients,
+            on_progress=told("reference", reference.count),
         )
         ceiling = Subject(reference.name, reference.digest, reference.available, real_scored)
-    return AlignmentReport(subject, ceiling, None if base is None else _vae_ceiling(base, kept, seed))
+    measured = pairs if reference is None else reference
+    return AlignmentReport(
+        subject, ceiling, None if base is None else _vae_ceiling(base, kept, measured.patients, seed)
+    )
 
 
 def through_vae(
@@ -167,8 +186,10 @@ def _kept_vessels(before: PairImages, after: PairImages) -> tuple[float, float]:
     return scores[0], scores[1]
 
 
-def _vae_ceiling(base: Base, kept: list[tuple[str, float, float]], seed: int) -> VaeCeiling:
-    eyes = [eye for eye, _, _ in kept]
+def _vae_ceiling(
+    base: Base, kept: list[tuple[str, float, float]], patients: Mapping[str, str], seed: int
+) -> VaeCeiling:
+    eyes = Eyes(tuple(eye for eye, _, _ in kept), patients)
 
     def of(values: list[float], label: str) -> Estimate:
         return estimate(np.array(values), eyes, seed=seed, label=label)

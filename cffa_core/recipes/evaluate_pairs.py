@@ -22,7 +22,15 @@ from cffa_core.evaluation.memorisation import Thumbnails, memorisation, thumbnai
 from cffa_core.evaluation.pictures import Preview, preview
 from cffa_core.evaluation.report import Subject
 from cffa_core.models.base import load_base
-from cffa_core.recipes.evaluate import MAX_PAIRS, Chosen, NamedImages, OnProgress, choose_pairs, score_alignment
+from cffa_core.recipes.evaluate import (
+    MAX_PAIRS,
+    Chosen,
+    NamedImages,
+    OnProgress,
+    Patterns,
+    choose_pairs,
+    score_alignment,
+)
 
 
 @dataclass
@@ -60,6 +68,7 @@ def evaluate_pairs(
     out: Path | None = None,
     on_progress: OnProgress | None = None,
     eye_pattern: str | None = None,
+    patient_pattern: str | None = None,
     max_pairs: int = MAX_PAIRS,
     seed: int = 0,
     device: str = "cpu",
@@ -70,8 +79,9 @@ def evaluate_pairs(
     All three are folders or zips in any layout, or checked data sets. Alignment is normalised by the reference, which
     goes through the VAE of ``base`` for this; fidelity and diversity take it as it is, with ``extractor`` (``filters``,
     or ``vit`` from ``extractor_folder``). Of more than ``max_pairs`` pairs or reference pairs a seeded choice is
-    measured; all training pairs are searched. ``eye_pattern`` finds the eyes of all sets (see ``ingest.check``).
-    ``out`` gets report.json, report.md and the pictures. Raises ``InvalidDataset``, ``InvalidSpec``, ``NotFound`` or
+    measured; all training pairs are searched. ``eye_pattern`` and ``patient_pattern`` find eyes and patients of all
+    sets (see ``ingest.check``); intervals are over patients where they are known, else over eyes. ``out`` gets
+    report.json, report.md and the pictures. Raises ``InvalidDataset``, ``InvalidSpec``, ``NotFound`` or
     ``ModelUnavailable``; a score with too few pairs behind it is refused in the report instead.
     """
 
@@ -83,12 +93,13 @@ def evaluate_pairs(
 
     extract = load_extractor(extractor, folder=extractor_folder, device=device)
     loaded = None if base is None else load_base(base, device=device, models_dir=models_dir)
-    ours, real = Collector(extract), Collector(extract)
+    patterns = Patterns(eye_pattern, patient_pattern)
+    subject = choose_pairs(pairs, patterns, max_pairs, seed)
+    others = choose_pairs(reference, patterns, max_pairs, seed)
+    learnt = None if train is None else choose_pairs(train, patterns, None, seed)
+    ours, real = Collector(extract, subject.patients), Collector(extract, others.patients)
     seen = Seen(ours, keep_thumbnails=train is not None, keep_previews=out is not None)
     held_out = Seen(real, keep_thumbnails=train is not None, keep_previews=False)
-    subject = choose_pairs(pairs, eye_pattern, max_pairs, seed)
-    others = choose_pairs(reference, eye_pattern, max_pairs, seed)
-    learnt = None if train is None else choose_pairs(train, eye_pattern, None, seed)
     alignment = score_alignment(
         replace(subject, pairs=seen.watch(subject.pairs)),
         replace(others, pairs=held_out.watch(others.pairs)),
@@ -104,7 +115,7 @@ def evaluate_pairs(
         training = TrainingSet(learnt.name, learnt.digest, tuple(known.names))
         found = memorisation(
             np.stack(seen.thumbnails),
-            [pair.eye for pair in alignment.pairs.scored.pairs],
+            alignment.pairs.scored.whose,
             np.stack(held_out.thumbnails),
             np.stack(known.thumbnails),
             seed=seed,

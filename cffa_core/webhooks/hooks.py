@@ -8,23 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, NotFound, Problem
+from cffa_core.jobs import post_keys
+from cffa_core.jobs.post_keys import REPEATED_SECONDS, Post
 from cffa_core.jobs.records import Page
 from cffa_core.jobs.rows import as_page, moment, new_id, page_limits
 from cffa_core.jobs.schema import clock
 from cffa_core.jobs.service_tables import deliveries, webhook_keys, webhooks
 from cffa_core.webhooks.messages import TEST, trial_body
 from cffa_core.webhooks.outbox import new_delivery
-from cffa_core.webhooks.records import Delivery, DeliveryState, NewWebhook, Webhook
+from cffa_core.webhooks.records import Delivery, DeliveryState, NewSecret, NewWebhook, Webhook
 
 HOOKS_PER_OWNER = 20
 SWITCHED_OFF = "the web hook is switched off"
-SECRET_REPEATED_SECONDS = 86_400.0
-"""How long a repeated post is told the secret that the first one was answered with."""
 
 
 def create(
@@ -77,7 +78,7 @@ def _replayed(connection: sa.Connection, owner: str, key: str, body_sha256: str)
     row = _row(connection, owner, posted.webhook_id)
     now = connection.scalar(sa.select(clock())) or 0.0
     secret = str(row.secret.split(" ")[0])
-    told = _sha256(secret) == posted.secret_sha256 and now - row.created_at < SECRET_REPEATED_SECONDS
+    told = _sha256(secret) == posted.secret_sha256 and now - row.created_at < REPEATED_SECONDS
     return NewWebhook(_webhook_of(row), secret if told else None, replayed=True)
 
 
@@ -123,14 +124,22 @@ def is_gone(connection: sa.Connection, webhook_id: str) -> bool:
     return connection.scalar(sa.select(webhooks.c.id).where(webhooks.c.id == webhook_id).with_for_update()) is None
 
 
-def rotate(connection: sa.Connection, owner: str, webhook_id: str, secret: str, keep_previous: bool) -> None:
+def rotate(
+    connection: sa.Connection, owner: str, webhook_id: str, secret: str, keep_previous: bool, post: Post | None
+) -> NewSecret:
     """See :meth:`Webhooks.rotate_secret`; the column holds one secret or two, the newest first."""
     row = _row(connection, owner, webhook_id, lock=True)
     newest = row.secret.split(" ")[0]
     if newest == secret:
-        return  # an earlier try was committed after all
+        return NewSecret(secret)  # an earlier try was committed after all
+    if post is not None:  # its mark says which secret it gave: that one is told again as long as it is the newest
+        made = post_keys.note(connection, replace(post, mark=_sha256(secret)), webhook_id)
+        if made is not None:
+            told = made.recent and made.mark == _sha256(newest)
+            return NewSecret(newest if told else None, made.replayed)
     both = f"{secret} {newest}" if keep_previous else secret
     connection.execute(webhooks.update().where(webhooks.c.id == webhook_id).values(secret=both))
+    return NewSecret(secret)
 
 
 def deliveries_of(

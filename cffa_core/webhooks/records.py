@@ -45,6 +45,15 @@ class NewWebhook:
 
 
 @dataclass(frozen=True)
+class NewSecret:
+    """What a rotation gives. ``replayed``: an earlier one with the same idempotency key had given it; then ``secret``
+    is None once it was replaced or is older than a day."""
+
+    secret: str | None
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
 class Delivery:
     """One message to one hook and what became of it. ``status`` and ``error`` are those of the last try.
 

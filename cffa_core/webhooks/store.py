@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from cffa_core.jobs.database import Database
+from cffa_core.jobs.post_keys import Makes, Post
 from cffa_core.jobs.records import Page
 from cffa_core.jobs.rows import new_id
 from cffa_core.settings import Settings
@@ -20,7 +21,7 @@ from cffa_core.webhooks.addresses import Policy
 from cffa_core.webhooks.backoff import Backoff
 from cffa_core.webhooks.due import Ending
 from cffa_core.webhooks.messages import EventType
-from cffa_core.webhooks.records import Backlog, Delivery, DeliveryState, Due, NewWebhook, Outcome, Webhook
+from cffa_core.webhooks.records import Backlog, Delivery, DeliveryState, Due, NewSecret, NewWebhook, Outcome, Webhook
 
 
 class Webhooks:
@@ -106,15 +107,21 @@ class Webhooks:
             landed=lambda connection, _: hooks.is_gone(connection, webhook_id),
         )
 
-    def rotate_secret(self, owner: str, webhook_id: str, *, keep_previous: bool = True) -> str:
+    def rotate_secret(
+        self, owner: str, webhook_id: str, *, keep_previous: bool = True, idempotency_key: str | None = None
+    ) -> NewSecret:
         """Give a hook a new secret and return it.
 
         With ``keep_previous`` messages are signed with the secret before it too, until the next rotation, so that a
-        receiver can change over at any time.
+        receiver can change over at any time. The same ``idempotency_key`` for the same hook rotates once: it returns
+        that secret for a day, as long as no other has come after it. With anything else it raises :class:`Conflict`
+        with the code ``idempotency_key_reused``.
         """
         secret = signing.new_secret()
-        self._db.write(lambda connection: hooks.rotate(connection, owner, webhook_id, secret, keep_previous))
-        return secret
+        post = Post.of(owner, Makes.WEBHOOK_SECRET, idempotency_key, [webhook_id, keep_previous])
+        return self._db.write(
+            lambda connection: hooks.rotate(connection, owner, webhook_id, secret, keep_previous, post)
+        )
 
     def deliveries(
         self,

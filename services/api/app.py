@@ -219,6 +219,8 @@ def _remove_what_nobody_needs(backend: Backend) -> None:
     upload_sweep.remove_expired(backend.store, backend.objects)
     if backend.store.take_turn("audit", ORPHANS_SECONDS / 2):
         backend.audit.forget(backend.settings.audit_days)
+    if backend.store.take_turn("keys", ORPHANS_SECONDS / 2):
+        backend.accounts.erase_marks()
     if backend.store.take_turn("webhooks", ORPHANS_SECONDS / 2):
         backend.hooks.forget(backend.settings.webhook_keep_days * 86_400)
     if backend.store.take_turn("orphans", ORPHANS_SECONDS / 2):

@@ -175,6 +175,7 @@ class VersionRequest(_Request):
     auto_register: list[PairName] | Literal["flagged"] = Field(
         default=[], description="Pairs to register anew, or `flagged`: those that the report calls misregistered."
     )
+    patient_pattern: PatientPattern = None
     split: SplitByFraction | SplitByEyes | None = None
 
 

@@ -1,4 +1,4 @@
-"""Versions of a data set: pairs rejected, a split by eye locked in, pairs registered anew.
+"""Versions of a data set: pairs rejected, patients told, a split by eye locked in, pairs registered anew.
 
 A version names the files of the data set that it was made from, apart from those that it changes; what it may be is
 decided in ``cffa_core.data.versions``.
@@ -17,8 +17,10 @@ from fastapi import APIRouter, Response
 from cffa_core.data import dataset_folder, versions
 from cffa_core.data.auto_registration import register_again
 from cffa_core.data.captions import captions_text, counted, parse_captions
-from cffa_core.data.contracts import CheckedPair
+from cffa_core.data.contracts import CheckedPair, Limits
 from cffa_core.data.dataset_folder import CAPTIONS
+from cffa_core.data.decoding import Decoder
+from cffa_core.data.eyes_and_patients import WITHOUT_PATIENT, known_anew, without_patient
 from cffa_core.errors import Conflict, CorruptArtifact, InvalidSpec, Problem
 from cffa_core.jobs.dataset_rows import SURVEY, WAITING
 from cffa_core.jobs.records import Dataset, StoredFiles
@@ -30,6 +32,7 @@ from services.api.datasets import made
 from services.api.problems import documented
 from services.api.schemas import DatasetView
 from services.api.scratch import upload_folder
+from services.api.taking_in import Wanted
 
 MISREGISTERED = "misregistered"
 router = APIRouter(tags=["data sets"])
@@ -51,7 +54,8 @@ async def create_version(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """A new data set with an id and a digest of its own, which shares the images of this one: without the rejected
-    pairs, with a split by eye that trainings and evaluations obey. A data set itself never changes."""
+    pairs, with patients by a pattern on the pairs' names, with a split by eye that trainings and evaluations obey. A
+    data set itself never changes."""
 
     def make() -> Dataset:
         parent = backend.store.get_dataset(owner, dataset_id)
@@ -64,43 +68,60 @@ async def create_version(
 def _make(
     backend: Backend, owner: str, parent: Dataset, asked: VersionRequest, key: str | None, folder: Path
 ) -> Dataset:
+    wanted = Wanted(asked.name or parent.name, patient_pattern=asked.patient_pattern).checked()
     index = json.loads(read_verified(backend.objects, parent.stored.files[dataset_folder.INDEX]))
     kept = versions.without(dataset_folder.pairs_of(index), asked.reject)
+    warnings: list[Problem] = []
+    if wanted.patient_pattern is not None:
+        index, kept, warnings = _with_patients(index, kept, wanted.patient_pattern)
     split = _split(asked, parent, kept)
     chosen = _to_register(asked, parent, {pair.name for pair in kept})
     folder.mkdir()
-    refused: list[Problem] = []
     if chosen:
         index, refused = _registered(backend, parent, index, chosen, folder)
         kept = [pair for pair in dataset_folder.pairs_of(index) if pair.name in {known.name for known in kept}]
+        warnings += refused
     files = {name for entry in index["pairs"] for name in dataset_folder.files_of(entry)}
     shared = {name: info for name, info in parent.stored.files.items() if name in files}
     captions = _captions(backend, parent, kept, folder)
     sha256 = {name: info.sha256 for name, info in shared.items()} | taking_in.digests(folder)
     made_index = versions.version_index(index, kept, split, sha256, sha256.get(CAPTIONS))
-    wanted = {name for entry in made_index["pairs"] for name in dataset_folder.files_of(entry)}
+    needed = {name for entry in made_index["pairs"] for name in dataset_folder.files_of(entry)}
     (folder / dataset_folder.INDEX).write_text(json.dumps(made_index, indent=1) + "\n", encoding="utf-8")
-    name = parent.name if asked.name is None else taking_in.checked_name(asked.name)
     dataset_id = backend.store.new_id("ds") if key is None else taking_in.id_of("ds", owner, f"version {key}")
     try:
         return taking_in.publish(
             backend,
             owner,
             folder,
-            shared={file: info for file, info in shared.items() if file in wanted},
+            shared={file: info for file, info in shared.items() if file in needed},
             dataset_id=dataset_id,
-            name=name,
+            name=wanted.name,
             digest=made_index["digest"],
             pairs=len(kept),
-            report=_report(parent, kept, refused, captions),
+            report=_report(parent, kept, warnings, captions, anew=wanted.patient_pattern is not None),
             parent_id=parent.id,
             split=split,
         )
     except Conflict:
         known = backend.store.get_dataset(owner, dataset_id)
-        if (known.parent_id, known.digest, known.name) != (parent.id, made_index["digest"], name):
+        if (known.parent_id, known.digest, known.name) != (parent.id, made_index["digest"], wanted.name):
             raise taking_in.key_reused() from None
         return known
+
+
+def _with_patients(
+    index: dict[str, Any], kept: list[CheckedPair], pattern: str
+) -> tuple[dict[str, Any], list[CheckedPair], list[Problem]]:
+    """Index and pairs with the patients that the pattern finds in the names of the pairs that are kept, and a warning
+    for those of whom none is known."""
+    with Decoder(Limits()) as decoder:
+        kept, problems = known_anew(kept, decoder, patient_pattern=pattern)
+    if problems:
+        raise InvalidSpec(problems[0].message, problems=tuple(problems))
+    told = {pair.name: pair.patient for pair in kept if pair.patient is not None}
+    entries = [entry | ({"patient": told[entry["name"]]} if entry["name"] in told else {}) for entry in index["pairs"]]
+    return {**index, "pairs": entries}, kept, without_patient({pair.name: pair.eye for pair in kept}, told)
 
 
 def _captions(backend: Backend, parent: Dataset, kept: list[CheckedPair], folder: Path) -> dict[str, int]:
@@ -122,8 +143,11 @@ def _split(asked: VersionRequest, parent: Dataset, kept: list[CheckedPair]) -> v
     """The split that was asked for, else the parent's without the pairs that are gone."""
     if asked.split is None:
         names = {pair.name for pair in kept}
-        inherited = parent.split
-        return inherited and {part: [name for name in listed if name in names] for part, listed in inherited.items()}
+        if parent.split is None:
+            return None
+        inherited = {part: [name for name in listed if name in names] for part, listed in parent.split.items()}
+        versions.require_whole_patients(kept, inherited)
+        return inherited
     if isinstance(asked.split, SplitByFraction):
         shares = {part: float(getattr(asked.split, part)) for part in versions.PARTS}
         return versions.split_by_fraction(kept, shares, asked.split.seed)
@@ -163,17 +187,14 @@ def _registered(
 
 
 def _report(
-    parent: Dataset, kept: list[CheckedPair], refused: list[Problem], captions: dict[str, int]
+    parent: Dataset, kept: list[CheckedPair], found: list[Problem], captions: dict[str, int], *, anew: bool
 ) -> dict[str, Any]:
-    """The parent's report for the pairs that are left; what is in them is looked at anew."""
-    names = {pair.name for pair in kept}
-    registration = {pair.name: pair.registration for pair in kept}
-    listed = [
-        {**pair, "registration": registration[pair["name"]]}
-        for pair in parent.report.get("pairs", [])
-        if pair["name"] in names
-    ]
-    warnings = [*parent.report.get("warnings", []), *(vars(problem) for problem in refused)]
+    """The parent's report for the pairs that are left; what is in them is looked at anew. ``found`` are the version's
+    own warnings; with ``anew`` what the parent's say of patients holds no more."""
+    now = {pair.name: {"registration": pair.registration, "patient": pair.patient} for pair in kept}
+    listed = [{**pair, **now[pair["name"]]} for pair in parent.report.get("pairs", []) if pair["name"] in now]
+    still = [item for item in parent.report.get("warnings", []) if not (anew and item["code"] == WITHOUT_PATIENT)]
+    warnings = [*still, *(vars(problem) for problem in found)]
     counts = {"pairs": len(kept), "eyes": len({pair.eye for pair in kept}), "problems": 0, "warnings": len(warnings)}
     patients = len({pair.patient for pair in kept if pair.patient is not None})
     counts |= {"patients": patients} if patients else {}

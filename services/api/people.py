@@ -10,12 +10,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel
 
 from cffa_core.errors import Conflict, NotFound
+from cffa_core.jobs.post_keys import Makes, Post
 from cffa_core.people.accounts import OWNER
 from cffa_core.people.keys import Caller, Scope
-from services.api.access import Backend, KeyId, TheBackend, TheCaller
+from services.api.access import Backend, IdempotencyKey, KeyId, TheBackend, TheCaller
 from services.api.moments import Moment
 from services.api.paging import PageSize, PageToken
 from services.api.people_schemas import (
@@ -78,14 +79,14 @@ def list_accounts(backend: TheBackend, page_size: PageSize = 50, page_token: Pag
     summary="Make an account",
     responses=documented(400, 403, 409, 413, 422, 503),
 )
-def create_account(request: AccountRequest, backend: TheBackend) -> Response:
-    """It has no key yet."""
-    made = backend.accounts.create_account(request.owner, request.limits.given())
-    return JSONResponse(
-        AccountView.of(made).model_dump(mode="json"),
-        status_code=201,
-        headers={"Location": f"/v1/accounts/{made.owner}"},
-    )
+def create_account(
+    request: AccountRequest, backend: TheBackend, caller: TheCaller, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """It has no key yet. A repetition with the same Idempotency-Key shows the account as it is now."""
+    limits = request.limits.given()
+    post = Post.of(caller.owner, Makes.ACCOUNT, idempotency_key, [request.owner, limits])
+    made = backend.accounts.post_account(post, request.owner, limits)
+    return _made(AccountView.of(made.account), f"/v1/accounts/{made.account.owner}", replayed=made.replayed)
 
 
 @router.get("/v1/accounts/{owner}", operation_id="getAccount", summary="Get an account", responses=documented(404, 503))
@@ -157,19 +158,20 @@ def list_api_keys(
     summary="Make a key",
     responses=documented(400, 403, 404, 413, 422, 503),
 )
-def create_api_key(request: KeyRequest, backend: TheBackend, caller: TheCaller) -> Response:
-    """The answer shows the key, this once."""
+def create_api_key(
+    request: KeyRequest, backend: TheBackend, caller: TheCaller, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """The answer shows the key, this once. Only a repetition with the same Idempotency-Key shows it again, for a day
+    and as long as it is good (then it is null)."""
     if not caller.scope.covers(request.scope):
         raise ScopeTooSmall(f"your key is of scope {caller.scope.value}: it cannot make one of {request.scope.value}")
-    known, key = backend.accounts.create_key(
-        _whose(backend, caller, request.owner), name=request.name, scope=request.scope, expires_at=request.expires_at
-    )
-    view = NewKeyView(**KeyView.of(known).model_dump(), key=key)
-    return JSONResponse(
-        view.model_dump(mode="json"),
-        status_code=201,
-        headers={"Location": f"/v1/api-keys/{known.id}", "Cache-Control": "no-store"},
-    )
+    owner = _whose(backend, caller, request.owner)
+    until = None if request.expires_at is None else request.expires_at.timestamp()
+    body = [owner, request.name, request.scope.value, until]
+    post = Post.of(caller.owner, Makes.API_KEY, idempotency_key, body)
+    made = backend.accounts.post_key(post, owner, name=request.name, scope=request.scope, expires_at=request.expires_at)
+    view = NewKeyView(**KeyView.of(made.known).model_dump(), key=made.key)
+    return _made(view, f"/v1/api-keys/{made.known.id}", replayed=made.replayed, secret=True)
 
 
 @router.delete(
@@ -209,6 +211,16 @@ def list_audit(
         page_token=page_token,
     )
     return AuditList(items=[AuditEntryView.of(item) for item in page.items], next_page_token=page.next_token)
+
+
+def _made(view: BaseModel, location: str, *, replayed: bool, secret: bool = False) -> Response:
+    """201 with what was made; one with a secret in it is kept by no cache."""
+    headers = {"Location": location}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    if secret:
+        headers["Cache-Control"] = "no-store"
+    return JSONResponse(view.model_dump(mode="json"), status_code=201, headers=headers)
 
 
 def _whose(backend: Backend, caller: Caller, owner: str | None) -> str:

@@ -178,9 +178,12 @@ class KeyView(BaseModel):
 
 
 class NewKeyView(KeyView):
-    """A key that was just made. ``key`` is shown this once and kept nowhere."""
+    """A key that was just made. ``key`` is shown this once and kept nowhere; a repetition of the same post computes it
+    again."""
 
-    key: str
+    key: str | None = Field(
+        description="Null in a repetition by Idempotency-Key that comes more than a day later, or once it was revoked."
+    )
 
 
 class KeyList(BaseModel):

@@ -217,7 +217,7 @@ class DatasetPair(BaseModel):
 
     name: str
     eye: str
-    patient: str | None = Field(description="By `patient_pattern`; null if it is not known.")
+    patient: str | None = Field(description="By eyes.csv, the pair list or `patient_pattern`; null if it is not known.")
     width: int
     height: int
     registration: str

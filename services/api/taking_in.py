@@ -63,12 +63,6 @@ class Wanted:
         return replace(self, name=self.name.strip(), **patterns)
 
 
-def checked_name(name: str) -> str:
-    """The name of a data set, stripped; raises ``InvalidSpec`` for a bad one."""
-    _refuse(_name_problems(name.strip()))
-    return name.strip()
-
-
 def _name_problems(name: str) -> list[Problem]:
     if 1 <= len(name) <= MAX_NAME and name.isprintable():
         return []

@@ -126,10 +126,12 @@ class WebhookWithSecret(WebhookView):
 
 
 class SecretView(BaseModel):
-    """A new secret, which is shown now and never again."""
+    """A new secret, which is shown now and never again, but to a repetition of the same post."""
 
     model_config = example({"secret": SECRET})
-    secret: str
+    secret: str | None = Field(
+        description="Null in a repetition by Idempotency-Key that comes more than a day later, or after another one."
+    )
 
 
 class WebhookList(BaseModel):

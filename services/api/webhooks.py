@@ -107,11 +107,21 @@ def delete_webhook(webhook_id: WebhookId, backend: TheBackend, owner: Owner) -> 
     responses=documented(400, 403, 404, 413, 422, 503),
 )
 def rotate_secret(
-    webhook_id: WebhookId, backend: TheBackend, owner: Owner, request: SecretRequest | None = None
+    webhook_id: WebhookId,
+    response: Response,
+    backend: TheBackend,
+    owner: Owner,
+    request: SecretRequest | None = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> SecretView:
-    """A new secret, shown once. Messages are signed with the previous one too, unless you say otherwise."""
+    """A new secret, shown once. Messages are signed with the previous one too, unless you say otherwise. A repetition
+    with the same Idempotency-Key makes none, and shows it again, for a day and until it is replaced (then it is
+    null)."""
     keep = request is None or request.keep_previous
-    return SecretView(secret=backend.hooks.rotate_secret(owner, webhook_id, keep_previous=keep))
+    new = backend.hooks.rotate_secret(owner, webhook_id, keep_previous=keep, idempotency_key=idempotency_key)
+    if new.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return SecretView(secret=new.secret)
 
 
 @router.post(

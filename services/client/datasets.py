@@ -165,9 +165,11 @@ class DatasetCalls:
         reject: Sequence[str] = (),
         split: Part | None = None,
         auto_register: Sequence[str] | str = (),
+        patient_pattern: str | None = None,
         name: str | None = None,
     ) -> Dataset:
-        """Make a version: without the pairs named in ``reject``, with a split by eye, with pairs registered anew.
+        """Make a version: without the pairs named in ``reject``, with a split by eye, with pairs registered anew, with
+        patients by ``patient_pattern`` on the pairs' names.
 
         ``split`` is ``{"train": 0.7, "validation": 0.15, "test": 0.15, "seed": 0}``, or lists of eyes instead of
         numbers; ``auto_register`` names pairs, or is ``"flagged"``. Raises ``InvalidSpec`` naming every bad field.
@@ -175,7 +177,7 @@ class DatasetCalls:
         chosen = auto_register if isinstance(auto_register, str) else list(auto_register)
         body: dict[str, Any] = {"reject": list(reject), "auto_register": chosen}
         body |= {"split": dict(split)} if split is not None else {}
-        body |= {"name": name} if name is not None else {}
+        body |= _given(patient_pattern=patient_pattern, name=name)
         return Dataset.model_validate_json(self._post(f"/v1/datasets/{dataset_id}/versions", body).content)
 
     def delete(self, dataset_id: str) -> None:

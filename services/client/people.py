@@ -13,7 +13,8 @@ from typing import Any, Literal
 import httpx
 from pydantic import Field
 
-from services.client.calls import Calls, R
+from cffa_core.errors import Conflict
+from services.client.calls import Calls, R, new_key
 from services.client.resources import Resource
 
 Scope = Literal["viewer", "researcher", "admin"]
@@ -75,6 +76,12 @@ class NewApiKey(ApiKey):
     key: str
 
 
+class _MadeKey(ApiKey):
+    """The answer to a post that may have been repeated."""
+
+    key: str | None
+
+
 class AuditEntry(Resource):
     """One change: ``owner`` did ``action`` to ``target``."""
 
@@ -104,8 +111,10 @@ class People(Calls):
         return self._get(f"/v1/accounts/{owner}", AccountDetail)
 
     def create_account(self, owner: str, limits: Mapping[str, int] | None = None) -> Account:
-        """Make an account; raises ``Conflict`` if there is one."""
-        return self._send("POST", "/v1/accounts", Account, {"owner": owner, "limits": dict(limits or {})})
+        """Make an account; raises ``Conflict`` if there is one. A post that got no answer is repeated under one key."""
+        return self._send(
+            "POST", "/v1/accounts", Account, {"owner": owner, "limits": dict(limits or {})}, once=new_key()
+        )
 
     def set_limits(self, owner: str, limits: Mapping[str, int]) -> Account:
         """Replace an account's own limits; what is left out is the service's again."""
@@ -131,13 +140,20 @@ class People(Calls):
         owner: str | None = None,
         expires_at: datetime | None = None,
     ) -> NewApiKey:
-        """Make a key for an account (the client's own); its scope is at most that of the client's key."""
+        """Make a key for an account (the client's own); its scope is at most that of the client's key.
+
+        A post that got no answer is repeated under one idempotency key, and makes one key. Raises ``Conflict`` if the
+        key was made and revoked in between.
+        """
         body: dict[str, Any] = {"name": name, "scope": scope}
         if owner is not None:
             body["owner"] = owner
         if expires_at is not None:
             body["expires_at"] = expires_at.isoformat()
-        return self._send("POST", "/v1/api-keys", NewApiKey, body)
+        made = self._send("POST", "/v1/api-keys", _MadeKey, body, once=new_key())
+        if made.key is None:
+            raise Conflict(f"the key {made.id} was made, and is shown no more; revoke it and make another")
+        return NewApiKey.model_validate(made.model_dump())
 
     def revoke_key(self, key_id: str) -> None:
         """Make a key worthless for good."""
@@ -163,9 +179,19 @@ class People(Calls):
         return self._pages("/v1/audit", AuditEntry, query)
 
     def _send(
-        self, method: str, path: str, kind: type[R], body: Mapping[str, Any] | None = None, *, repeatable: bool = False
+        self,
+        method: str,
+        path: str,
+        kind: type[R],
+        body: Mapping[str, Any] | None = None,
+        *,
+        repeatable: bool = False,
+        once: str | None = None,
     ) -> R:
-        def send() -> httpx.Response:
-            return self._http.request(method, path, json=body)
+        """``once`` is the idempotency key that makes a request repeatable which is not so by itself."""
+        headers = {} if once is None else {"Idempotency-Key": once}
 
-        return kind.model_validate_json(self._transport.sent(send, repeatable=repeatable).content)
+        def send() -> httpx.Response:
+            return self._http.request(method, path, json=body, headers=headers)
+
+        return kind.model_validate_json(self._transport.sent(send, repeatable=repeatable or once is not None).content)

@@ -6,13 +6,14 @@ Messages themselves are checked with ``cffa_core.webhooks.signing.verify``, or a
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+from cffa_core.errors import Conflict
 from cffa_core.webhooks.messages import EventType
 from cffa_core.webhooks.records import DeliveryState
+from services.client.calls import new_key
 from services.client.resources import Page, Resource
 from services.client.transport import Transport
 
@@ -65,7 +66,7 @@ class WebhookCalls:
         that the service does not send to, ``Conflict`` if there are too many.
         """
         body = {"url": url, "events": [str(event) for event in events]}
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        headers = _once()
         answer = self._transport.sent(
             lambda: self._http.post("/v1/webhooks", json=body, headers=headers), repeatable=True
         )
@@ -100,12 +101,16 @@ class WebhookCalls:
         self._transport.sent(lambda: self._http.delete(f"/v1/webhooks/{webhook_id}"), repeatable=False)
 
     def rotate_secret(self, webhook_id: str, *, keep_previous: bool = True) -> str:
-        """A new secret, shown here and never again; messages are signed with the previous one too, if it is kept."""
-        body = {"keep_previous": keep_previous}
-        answer = self._transport.sent(
-            lambda: self._http.post(f"/v1/webhooks/{webhook_id}:rotate-secret", json=body), repeatable=False
-        )
-        return str(answer.json()["secret"])
+        """A new secret, shown here and never again; messages are signed with the previous one too, if it is kept.
+
+        A post that got no answer is repeated under one key, and rotates once. Raises ``Conflict`` if another rotation
+        came in between.
+        """
+        path, body, headers = f"/v1/webhooks/{webhook_id}:rotate-secret", {"keep_previous": keep_previous}, _once()
+        answer = self._transport.sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
+        if (secret := answer.json()["secret"]) is None:
+            raise Conflict(f"the secret of {webhook_id} was replaced again in between; rotate once more")
+        return str(secret)
 
     def test(self, webhook_id: str) -> Delivery:
         """Have a test message sent; :meth:`wait` tells whether it arrived."""
@@ -150,3 +155,8 @@ class WebhookCalls:
             token = page.next_page_token
             if token is None:
                 return
+
+
+def _once() -> dict[str, str]:
+    """The header under which a post is repeated; one for each call."""
+    return {"Idempotency-Key": new_key()}

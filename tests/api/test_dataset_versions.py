@@ -97,6 +97,48 @@ def test_no_split_divides_a_known_patient(client: TestClient, backend: Backend) 
     assert "'p0'" in body["errors"][0]["message"]
 
 
+def twins(client: TestClient) -> dict[str, Any]:
+    """Both eyes of three patients, whom nothing tells, and one pair more."""
+    names = [*(f"p{index}_{side}" for index in range(3) for side in ("OD", "OS")), "x9"]
+    members = {}
+    for index, name in enumerate(names):
+        members |= {f"cf/{name}.png": png(index), f"fa/{name}.png": png(index, colour=False)}
+    zip_file = {"file": ("s.zip", zipped(members), "application/zip")}
+    made: dict[str, Any] = client.post("/v1/datasets", files=zip_file, data={"name": "A"}).json()
+    return made
+
+
+def test_a_version_tells_the_patients(client: TestClient) -> None:
+    parent = twins(client)
+    told = version(client, parent, patient_pattern="^(p[0-9])_")
+    assert told["digest"] != version(client, parent)["digest"]
+    pairs = client.get(f"/v1/datasets/{told['id']}/pairs").json()["items"]
+    assert [pair["patient"] for pair in pairs] == ["p0", "p0", "p1", "p1", "p2", "p2", None]
+    report = client.get(f"/v1/datasets/{told['id']}/report").json()
+    assert report["counts"]["patients"] == 3 and report["pairs"][0]["patient"] == "p0"
+    assert [(item["code"], "x9" in item["message"]) for item in report["warnings"]] == [("without_patient", True)]
+    assert {pair["patient"] for pair in client.get(f"/v1/datasets/{parent['id']}/pairs").json()["items"]} == {None}
+    again = version(client, told, patient_pattern="^(x9)")
+    pairs = client.get(f"/v1/datasets/{again['id']}/pairs").json()["items"]
+    assert [pair["patient"] for pair in pairs] == ["p0", "p0", "p1", "p1", "p2", "p2", "x9"]
+    assert client.get(f"/v1/datasets/{again['id']}/report").json()["warnings"] == []
+
+
+def test_a_locked_split_that_would_divide_a_patient_wants_another(client: TestClient, backend: Backend) -> None:
+    parent = twins(client)
+    divided = version(client, parent, split={"train": ["p0_OD", "p1_OD", "p1_OS"], "test": ["p0_OS", "x9"]})
+    url, told = f"/v1/datasets/{divided['id']}/versions", {"patient_pattern": "^(p[0-9])_"}
+    body = problem(client.post(url, json=told), 422, "invalid_spec")
+    assert [(item["pointer"], item["code"]) for item in body["errors"]] == [("/split/test", "patient_in_two_parts")]
+    assert "give a new split too" in body["detail"]
+    # Without the pair that is in the other part nobody is divided, and with a split of its own nobody either.
+    left = version(client, divided, **told, reject=["p0_OS"])
+    assert left["split"] == {"train": 3, "validation": 0, "test": 1}
+    made = version(client, divided, **told, split={"train": 0.5, "test": 0.5})
+    split = backend.store.get_dataset("local", made["id"]).split
+    assert split is not None and not {name[:2] for name in split["train"]} & {name[:2] for name in split["test"]}
+
+
 @pytest.mark.parametrize(
     ("asked", "pointer", "code"),
     [
@@ -105,6 +147,9 @@ def test_no_split_divides_a_known_patient(client: TestClient, backend: Backend) 
         ({"split": {"train": ["p0"], "test": ["p0"]}}, "/split/test", "eye_in_two_parts"),
         ({"split": {"train": ["p0"], "test": ["p9"]}}, "/split/test", "unknown_eye"),
         ({"auto_register": ["nobody"]}, "/auto_register/0", "unknown_pair"),
+        ({"patient_pattern": "("}, "/patient_pattern", "bad_patient_pattern"),
+        ({"patient_pattern": "a\x07"}, "/patient_pattern", "bad_pattern"),
+        ({"patient_pattern": "p1_([0-9])"}, "/patient_pattern", "eye_of_two_patients"),
     ],
 )
 def test_versions_that_cannot_be(

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from cffa_core.errors import InvalidSettings, QuotaExceeded, StorageUnavailable
+from cffa_core.jobs.service_tables import post_keys
 from cffa_core.jobs.store import JobStore
 from cffa_core.people.keys import Scope, new_key
 from cffa_core.settings import Settings
@@ -174,6 +175,46 @@ def test_a_replayed_post_is_one_change(world: World) -> None:
         headers = bearer(world.keys[ANNA]) | {"Idempotency-Key": "once"}
         assert world.client.post("/v1/training-jobs", json=body, headers=headers).status_code == 202
     assert len(actions(world, action="postTrainingJob")) == 2  # that of fill() and this one
+
+
+def test_a_repeated_post_makes_no_second_account_and_no_second_key(world: World) -> None:
+    def sent(path: str, **body: object) -> Any:
+        headers = bearer(world.keys[ROOT]) | {"Idempotency-Key": "once"}
+        return world.client.post(path, json=body, headers=headers)
+
+    first, again = (sent("/v1/accounts", owner="bert", limits={}) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201) and first.json() == again.json()
+    assert [answer.headers.get("idempotency-replayed") for answer in (first, again)] == [None, "true"]
+    assert again.headers["location"] == "/v1/accounts/bert"
+    problem(sent("/v1/accounts", owner="carl"), 422, "idempotency_key_reused")
+    key, repeated = (sent("/v1/api-keys", owner="bert", name="laptop") for _ in range(2))
+    assert (key.status_code, repeated.status_code) == (201, 201) and key.json() == repeated.json()
+    assert (repeated.headers["idempotency-replayed"], repeated.headers["cache-control"]) == ("true", "no-store")
+    assert world.client.get("/v1/me", headers=bearer(repeated.json()["key"])).json()["owner"] == "bert"
+    problem(sent("/v1/api-keys", owner="bert", name="phone"), 422, "idempotency_key_reused")
+    assert len(world.ask(ROOT, "GET", "/v1/api-keys", params={"owner": "bert"}).json()["items"]) == 1
+    done = [action for _, action, target in actions(world) if target in ("bert", key.json()["id"])]
+    assert done == ["createApiKey", "createAccount"], "a replay changes nothing and is in no audit log"
+    world.ask(ROOT, "DELETE", f"/v1/api-keys/{key.json()['id']}")
+    late = sent("/v1/api-keys", owner="bert", name="laptop")
+    assert late.status_code == 201 and (late.json()["id"], late.json()["key"]) == (key.json()["id"], None)
+
+
+def test_a_repeated_post_tells_no_key_of_a_scope_above_the_callers(world: World) -> None:
+    body, headers = {"name": "x", "scope": "admin", "owner": "anna"}, {"Idempotency-Key": "once"}
+    own = world.made(ROOT, "/v1/api-keys", json={"name": "annas", "owner": "anna", "scope": "admin"})["key"]
+    assert world.client.post("/v1/api-keys", json=body, headers=headers | bearer(own)).status_code == 201
+    refused = world.client.post("/v1/api-keys", json=body, headers=headers | bearer(world.keys[ANNA]))
+    problem(refused, 403, "scope_too_small")
+
+
+def test_marks_of_old_keys_are_swept(world: World) -> None:
+    headers = bearer(world.keys[ANNA]) | {"Idempotency-Key": "once"}
+    world.client.post("/v1/api-keys", json={"name": "x", "scope": "viewer"}, headers=headers)
+    aged = post_keys.update().values(at=post_keys.c.at - 90_000)
+    world.backend.store.database.write(lambda connection: connection.execute(aged))
+    _remove_what_nobody_needs(world.backend)
+    assert world.backend.accounts.erase_marks() == 0
 
 
 def test_an_audit_log_that_takes_no_entry_stops_nobody(

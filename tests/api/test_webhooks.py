@@ -134,6 +134,17 @@ def test_secrets_are_shown_once_and_change_over(client: TestClient, there: Recei
     assert not [secret for secret in (old, new, last) if secret in shown]
 
 
+def test_one_key_rotates_once(client: TestClient, there: Receiver) -> None:
+    url, headers = f"/v1/webhooks/{make(client, there.url())['id']}:rotate-secret", {"Idempotency-Key": "k"}
+    first, again = (client.post(url, headers=headers) for _ in range(2))
+    assert first.json() == again.json() and first.json()["secret"].startswith("whsec_")
+    assert [answer.headers.get("idempotency-replayed") for answer in (first, again)] == [None, "true"]
+    problem(client.post(url, json={"keep_previous": False}, headers=headers), 422, "idempotency_key_reused")
+    client.post(url)
+    late = client.post(url, headers=headers)
+    assert (late.status_code, late.json()) == (200, {"secret": None})
+
+
 def test_listing_changing_removing(client: TestClient) -> None:
     made = [make(client, f"https://example.org/{number}")["id"] for number in range(3)]
     page = client.get("/v1/webhooks?page_size=2").json()

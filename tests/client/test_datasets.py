@@ -86,6 +86,10 @@ def test_the_command_line_uploads_versions_reports_and_deletes(
     version = run("version", made["id"], "--reject", "p00000", "--split", 3, 1, 1, "--seed", 4)
     assert isinstance(version, dict)
     assert (version["pairs"], version["split"]) == (5, {"train": 3, "validation": 1, "test": 1})
+    told = run("version", version["id"], "--patient-pattern", "^p0000([3-5])", "--split", 1, 1, 0)
+    assert isinstance(told, dict)
+    assert [pair.patient for pair in client.inspect.dataset_pairs(told["id"])] == ["1", "2", "3", "4", "5"]
+    client.sets.delete(told["id"])
     listed = run("list")
     assert isinstance(listed, list)
     assert {made["id"], version["id"]} <= {item["id"] for item in listed}
@@ -107,5 +111,8 @@ def test_a_check_looks_into_the_pairs(pairs_folder: Path) -> None:
     patterns = ["--eye-pattern", "^p0000(.)", "--patient-pattern", "^p0000([01])"]
     shown = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--quick", *patterns])
     assert "6 pairs, 6 eyes of 2 known patients, layout: folders" in " ".join(shown.output.split())
+    assert shown.stdout.split()[:3] == ["pair", "eye", "patient"]
+    plain = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--quick"])
+    assert plain.stdout.split()[:3] == ["pair", "eye", "size"]
     quick = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--json", "--quick"])
     assert "survey" not in json.loads(quick.stdout)

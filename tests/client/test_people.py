@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from services.client.cli import app
 from services.client.client import CffaClient
 from services.client.problems import ApiError, ApiQuotaExceeded, ApiScopeTooSmall, ApiUnauthorized
 from services.client.servers import free_port
+from tests.faulty_proxy import Fault, faulty_proxy
 
 
 @contextmanager
@@ -151,6 +153,30 @@ def test_the_audit_log_on_the_command_line(url: str, root: str) -> None:
     assert [(entry["owner"], entry["action"]) for entry in entries] == [("admin", "createAccount")]
     assert "createAccount" in done(url, root, "admin", "audit", "-n", "1", "--action", "createAccount", "--days", "1")
     assert json.loads(done(url, root, "admin", "audit", "--owner", "nobody", "--json")) == []
+
+
+def test_lost_answers_make_one_account_and_one_key(url: str, root: str) -> None:
+    def lost(number: int, head: str) -> Fault | None:
+        return Fault(cut_answer_after=0) if number in (0, 2) else None
+
+    with (
+        faulty_proxy(urlsplit(url).port or 0, lost) as proxy,
+        CffaClient(f"http://127.0.0.1:{proxy.port}", api_key=root) as admin,
+    ):
+        assert admin.people.create_account("hugo").owner == "hugo"
+        made = admin.people.create_key("laptop", owner="hugo")
+        assert len(proxy.heads) == 4
+    with CffaClient(url, api_key=made.key) as client:
+        assert client.people.me().key_id == made.id
+        assert client.people.me().owner == "hugo"
+
+
+def test_a_key_that_was_revoked_before_it_was_told_is_a_conflict() -> None:
+    known = {"id": "key_1", "owner": "anna", "name": "x", "scope": "viewer", "shown": "cffa_", "key": None}
+    answer = known | {"created_at": "2026-11-21T12:00:00Z"}
+    network = httpx.MockTransport(lambda request: httpx.Response(201, json=answer))
+    with CffaClient("http://there", transport=network) as client, pytest.raises(Conflict, match="revoke it"):
+        client.people.create_key("x")
 
 
 def test_the_client_names_what_was_refused(url: str, root: str) -> None:

@@ -69,6 +69,25 @@ def test_a_lost_answer_makes_one_hook_and_its_secret_comes_again(url: str) -> No
         client.webhooks.delete(made.id)
 
 
+def test_a_lost_answer_rotates_once_and_its_secret_comes_again(url: str) -> None:
+    def lost_once(number: int, head: str) -> Fault | None:
+        return Fault(cut_answer_after=0) if number == 0 else None
+
+    with receiver() as there, CffaClient(url) as steady:
+        made = steady.webhooks.create(there.url())
+        with (
+            faulty_proxy(urlsplit(url).port or 0, lost_once) as proxy,
+            CffaClient(f"http://127.0.0.1:{proxy.port}") as client,
+        ):
+            secret = client.webhooks.rotate_secret(made.id)
+            assert len(proxy.heads) == 2
+        steady.webhooks.test(made.id)
+        (message,) = there.wait(1)
+        for known in (secret, made.secret):  # rotated twice, the first one would sign no more
+            Verifier(known).verify(message.body, message.headers)
+        steady.webhooks.delete(made.id)
+
+
 def test_the_typed_client(url: str) -> None:
     with CffaClient(url) as client, receiver() as there:
         hooks = client.webhooks

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 
 from cffa_core.errors import Conflict, InvalidSpec, NotFound
-from cffa_core.jobs.service_tables import deliveries, webhooks
+from cffa_core.jobs.service_tables import deliveries, post_keys, webhooks
 from cffa_core.jobs.store import JobStore
 from cffa_core.webhooks.addresses import Policy
 from cffa_core.webhooks.backoff import Backoff
 from cffa_core.webhooks.messages import EventType
-from cffa_core.webhooks.records import Delivery, DeliveryState, Due, NewWebhook, Outcome
+from cffa_core.webhooks.records import Delivery, DeliveryState, Due, NewSecret, NewWebhook, Outcome
 from cffa_core.webhooks.store import Webhooks
 from tests.commit_proxy import When, commit_proxy
 from tests.record_cases import (
@@ -291,14 +291,14 @@ def test_every_call_is_the_owners_alone(hooks: Webhooks) -> None:
 def test_secrets_change_over(hooks: Webhooks) -> None:
     new = hooks.create(OWNER, URL)
     made, first = new.hook, new.secret
-    second = hooks.rotate_secret(OWNER, made.id)
+    second = hooks.rotate_secret(OWNER, made.id).secret
     hooks.trial(OWNER, made.id)
     due = take(hooks)
     assert due.secrets == (second, first)
     assert first not in repr(hooks.get(OWNER, made.id))
     hooks.record(due, OK)
-    third = hooks.rotate_secret(OWNER, made.id)
-    fourth = hooks.rotate_secret(OWNER, made.id, keep_previous=False)
+    third = hooks.rotate_secret(OWNER, made.id).secret
+    fourth = hooks.rotate_secret(OWNER, made.id, keep_previous=False).secret
     hooks.trial(OWNER, made.id)
     assert take(hooks).secrets == (fourth,)
     assert len({first, second, third, fourth}) == 4
@@ -339,6 +339,36 @@ def test_a_repetition_tells_the_first_secret_for_a_day_and_no_other_ever(store: 
     assert again("old") == made["old"].secret
     store.database.write(lambda connection: connection.execute(webhooks.update().values(created_at=aged)))
     assert again("old") is None
+
+
+def test_one_key_rotates_once_and_tells_its_secret_for_a_day_until_the_next(store: JobStore, hooks: Webhooks) -> None:
+    webhook_id, other = hook(hooks), hook(hooks)
+
+    def rotate(key: str = "k", **more: bool) -> NewSecret:
+        return hooks.rotate_secret(OWNER, webhook_id, idempotency_key=key, **more)
+
+    first = rotate()
+    assert not first.replayed and rotate() == NewSecret(first.secret, replayed=True)
+    hooks.trial(OWNER, webhook_id)
+    due = take(hooks)
+    assert due.secrets[0] == first.secret and len(due.secrets) == 2, "the one before it is still the one before it"
+    calls: list[Callable[[], object]] = [
+        lambda: rotate(keep_previous=False),
+        lambda: hooks.rotate_secret(OWNER, other, idempotency_key="k"),
+    ]
+    for call in calls:
+        with pytest.raises(Conflict) as caught:
+            call()
+        assert [problem.code for problem in caught.value.problems] == ["idempotency_key_reused"]
+    with pytest.raises(NotFound):
+        hooks.rotate_secret(OTHER, webhook_id, idempotency_key="k")
+
+    second = rotate("k2")
+    assert second.secret not in (None, first.secret) and rotate() == NewSecret(None, replayed=True)
+    assert rotate("k2").secret == second.secret
+    aged = post_keys.update().values(at=post_keys.c.at - 87_000)
+    store.database.write(lambda connection: connection.execute(aged))
+    assert rotate("k2") == NewSecret(None, replayed=True)
 
 
 def test_posts_with_one_key_at_once_make_one_hook(hooks: Webhooks) -> None:
@@ -444,8 +474,8 @@ def test_a_commit_without_an_answer_happens_once(postgres_url: str, when: When) 
         shaky.trial(OWNER, webhook_id)
         assert len(told(steady, webhook_id)) == 6
         cut()
-        secret = shaky.rotate_secret(OWNER, webhook_id)
-        assert take(steady).secrets[0] == secret
+        new = shaky.rotate_secret(OWNER, webhook_id, idempotency_key="k")
+        assert take(steady).secrets[0] == new.secret and not new.replayed
         cut()
         shaky.delete(OWNER, webhook_id)
         assert proxy.made == 1

@@ -19,7 +19,7 @@ AutoRegister = Annotated[
     typer.Option("--auto-register", help="Register pairs that come without landmarks by their vessels."),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the data set.")]
-COLUMNS = ("pair", "eye", "size", "registration", "shift px", "vessel Dice", "flags")
+COLUMNS = ("size", "registration", "shift px", "vessel Dice", "flags")
 
 
 class SurveyPending(CffaError):
@@ -95,12 +95,14 @@ def print_report(report: dict[str, Any]) -> None:
     survey = report.get("survey", {})
     found = {pair["name"]: pair for pair in survey.get("pairs", ())}
     rows = []
+    patients = any(pair.get("patient") is not None for pair in report["pairs"])
     for pair in report["pairs"]:
         seen = found.get(pair["name"], {})
         size, flags = f"{pair['width']} x {pair['height']}", ", ".join(seen.get("flags", ()))
         known = seen.get("shift_px"), seen.get("vessel_dice")
-        rows.append((pair["name"], pair["eye"], size, pair["registration"], *known, flags))
-    print_table(COLUMNS, rows)
+        whose = (pair["eye"], pair.get("patient")) if patients else (pair["eye"],)
+        rows.append((pair["name"], *whose, size, pair["registration"], *known, flags))
+    print_table(("pair", "eye", *(("patient",) if patients else ()), *COLUMNS), rows)
     for like in survey.get("likenesses", ()):
         turned = f", turned ({like['turn']})" if like["turn"] else ""
         say(f"alike: {like['first']} and {like['second']}: {like['kind']}{turned}")
@@ -230,12 +232,13 @@ def version(
     register: Annotated[
         list[str] | None, typer.Option(help="Name of a pair to register anew; may be repeated; or `flagged`.")
     ] = None,
+    patient_pattern: options.PatientPattern = None,
     name: Name = None,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
-    """Make a version of a data set: pairs left out, a split by eye, pairs registered anew."""
+    """Make a version of a data set: pairs left out, patients told, a split by eye, pairs registered anew."""
     asked: Any = None
     if split_file is not None:
         asked = specification.read_json(split_file)
@@ -243,7 +246,14 @@ def version(
         asked = {**dict(zip(("train", "validation", "test"), split, strict=True)), "seed": seed}
     chosen: Any = "flagged" if register == ["flagged"] else register or []
     with options.connect(url, api_key) as client:
-        made = client.sets.version(dataset_id, reject=reject or [], split=asked, auto_register=chosen, name=name)
+        made = client.sets.version(
+            dataset_id,
+            reject=reject or [],
+            split=asked,
+            auto_register=chosen,
+            patient_pattern=patient_pattern,
+            name=name,
+        )
     _print_one(made, as_json)
 
 

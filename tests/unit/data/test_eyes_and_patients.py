@@ -1,4 +1,4 @@
-"""Patients by a pattern on the pairs' names: found, spread over an eye, refused, kept, never divided by a holdout."""
+"""Patients by a table or a pattern on the pairs' names: found, spread over an eye, refused, kept, never divided."""
 
 from __future__ import annotations
 
@@ -46,6 +46,36 @@ def test_all_pairs_of_an_eye_have_its_patient(source: Path) -> None:
     assert [pair.patient for pair in known.pairs] == ["p1", "p1", None, None, None, None]
 
 
+def test_patients_come_from_eyes_csv_then_the_pattern(source: Path) -> None:
+    (source / "eyes.csv").write_text("name,eye,patient\np1_OD_a.png,one,anna\np1_OD_b,one,\np1_OS,two,anna\np2_OD,2,\n")
+    stated = check(source)
+    assert [pair.patient for pair in stated.pairs] == ["anna", "anna", "anna", None, None, None]
+    assert [(w.pointer, w.code) for w in stated.warnings] == [("/patient_pattern", "without_patient")]
+    both = check(source, patient_pattern=PATIENT)
+    assert [pair.patient for pair in both.pairs] == ["anna", "anna", "anna", "p2", "p3", None]
+
+
+def test_patients_come_from_the_pair_list(source: Path) -> None:
+    rows = [f"cf/{name}.png,fa/{name}.png,{patient}" for name, patient in zip(NAMES, "aaabbc", strict=True)]
+    (source / "pairs.csv").write_text("\n".join(["cf_path,fa_path,patient", *rows]) + "\n")
+    found = check(source)
+    assert found.ok and [pair.patient for pair in found.pairs] == list("aaabbc") and found.warnings == ()
+
+
+def test_a_pair_of_two_patients_in_eyes_csv_is_a_problem(source: Path) -> None:
+    (source / "eyes.csv").write_text("name,eye,patient\nx9,e,anna\nx9,e,bert\n")
+    (found,) = check(source).problems
+    assert (found.pointer, found.code) == ("eyes.csv:3", "bad_csv") and "two patients" in found.message
+
+
+def test_an_eyes_csv_without_patients_is_what_it_was(source: Path) -> None:
+    (source / "eyes.csv").write_text("name,eye\nx9,e\n")
+    before = check(source)
+    (source / "eyes.csv").write_text("name,eye,patient\nx9,e,\n")
+    after = check(source)
+    assert before.digest == after.digest and after.patients is None and after.warnings == ()
+
+
 def test_an_eye_of_two_patients_is_a_problem(source: Path) -> None:
     found = check(source, eye_pattern=r"(O[DS])", patient_pattern=PATIENT)
     assert [(p.pointer, p.code) for p in found.problems] == [("/patient_pattern", "eye_of_two_patients")] * 2
@@ -67,6 +97,11 @@ def test_a_checked_folder_keeps_its_patients(source: Path, tmp_path: Path) -> No
     export_pairs(tmp_path / "checked", tmp_path / "out", "folder")
     assert read_index(tmp_path / "out")[1] == pairs
     assert "Known patients: 3" in (tmp_path / "out" / "README.md").read_text()
+    lines = (tmp_path / "out" / "eyes.csv").read_text().splitlines()
+    assert lines[0] == "name,eye,patient" and lines[1] == "p1_OD_a,p1OD,p1" and lines[-1] == "x9,x9,"
+    again = check(tmp_path / "out")
+    assert [pair.patient for pair in again.pairs] == [pair.patient for pair in pairs]
+    assert again.digest == check(source, eye_pattern=EYE, patient_pattern=PATIENT).digest
     _, renamed, _ = open_pairs(tmp_path / "checked", patient_pattern="^(x9)$")
     assert [pair.patient for pair in renamed] == ["p1", "p1", "p1", "p2", "p3", "x9"]
     with pytest.raises(InvalidDataset, match="would belong"):

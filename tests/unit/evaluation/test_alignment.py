@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,21 @@ class TestNormalised:
         assert value is None
         assert reason is not None
         assert "standard errors" in reason
+
+    def test_two_patients_are_too_few_for_a_ceiling_whatever_their_eyes(self) -> None:
+        made = made_up(np.ones(5), np.zeros(5))
+        real = ScoredSet(made.pairs[:4], 0, {"e0": "a", "e1": "a", "e2": "b", "e3": "b"})
+        assert normalised(made, replace(real, patients={}), "ngf")[0] is not None
+        assert "2 patients" in str(normalised(made, real, "ngf")[1])
+
+    def test_a_real_sets_patients_widen_the_interval_of_a(self) -> None:
+        above = np.repeat(self.random.normal(1, 0.2, 12), 2)
+        real, made = made_up(above, np.zeros(24)), made_up(np.full(24, 0.5), np.zeros(24))
+        by_patient = replace(real, patients={f"e{i}": f"p{i // 2}" for i in range(24)})
+        one, other = (normalised(made, whose, "ngf")[0] for whose in (real, by_patient))
+        assert one is not None and other is not None and one.value == other.value
+        assert one.low is not None and one.high is not None and other.low is not None and other.high is not None
+        assert other.high - other.low > 1.2 * (one.high - one.low)
 
     def test_omitted_without_a_floor_or_with_few_eyes(self) -> None:
         one_eye = ScoredSet((ScoredPair("p", "e", dict.fromkeys(SCORES, 1.0), None),), 0)

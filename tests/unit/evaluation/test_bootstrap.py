@@ -8,10 +8,12 @@ import pytest
 from cffa_core.evaluation.bootstrap import (
     HALVES,
     Estimate,
+    Eyes,
     Score,
     draws,
     estimate,
     estimate_from_halves,
+    fewest,
     half_samples,
     mean,
     median,
@@ -70,6 +72,55 @@ def test_two_eyes_give_no_interval_and_no_values_no_estimate() -> None:
         estimate(np.array([]), [])
 
 
+class TestPatients:
+    """Both eyes of a patient are drawn together where it is known that they are."""
+
+    # Ten patients; the two eyes of each differ by little, and three pairs of an eye not at all.
+    of_patient = np.random.default_rng(7).normal(0, 1, 10)
+    values = np.repeat(of_patient, 6) + np.tile(np.repeat([0.01, -0.01], 3), 10)
+    names = tuple(f"p{i // 6}_{'OD' if i % 6 < 3 else 'OS'}" for i in range(60))
+    patients = {name: name.partition("_")[0] for name in names}  # noqa: RUF012
+
+    def test_the_interval_by_patient_is_wider_than_by_eye(self) -> None:
+        by_eye = estimate(self.values, Eyes(self.names))
+        by_patient = estimate(self.values, Eyes(self.names, self.patients))
+        assert (by_eye.n, by_eye.eyes, by_eye.patients) == (60, 20, None)
+        assert (by_patient.n, by_patient.eyes, by_patient.patients) == (60, 20, 10)
+        assert by_patient.value == by_eye.value
+        # Twenty eyes that are ten twice over: the standard error is that of ten, larger by the root of 2.
+        assert width(by_patient) / width(by_eye) == pytest.approx(np.sqrt(2), rel=0.15)
+        assert width(by_patient) == pytest.approx(2 * 1.96 * self.of_patient.std() / np.sqrt(10), rel=0.15)
+        assert by_patient.to_dict()["patients"] == 10 and "patients" not in by_eye.to_dict()
+
+    def test_halves_hold_whole_patients(self) -> None:
+        for half in half_samples(Eyes(self.names, self.patients), 30, seed=0, label="x"):
+            assert len({self.patients[self.names[i]] for i in half}) == 5
+
+    def test_eyes_of_unknown_patients_stand_for_themselves(self) -> None:
+        some = {name: patient for name, patient in self.patients.items() if patient < "p5"}
+        whose = Eyes(self.names, some)
+        assert (whose.drawn_from, whose.different, whose.known_patients) == (15, 20, 5)
+        alike = Eyes(("a", "b", "a"), {"b": "a"})
+        assert alike.drawn_from == 2, "an eye and a patient that are called alike are two"
+
+    def test_two_patients_give_no_interval_however_many_eyes_they_have(self) -> None:
+        two = {name: patient for name, patient in self.patients.items() if patient < "p2"}
+        found = estimate(self.values[:12], Eyes(self.names[:12], two))
+        assert (found.low, found.eyes, found.patients) == (None, 4, 2)
+        assert estimate(self.values[:12], Eyes(self.names[:12])).low is not None
+        assert estimate_from_halves(self.values, 12, Eyes(self.names[:12], two)).low is None
+
+    def test_a_comparison_is_bounded_by_its_smaller_side(self) -> None:
+        real = Eyes(self.names, self.patients)
+        assert fewest([f"g{i}" for i in range(15)], real) == real
+        assert fewest(real, ["a", "b"]) == Eyes(("a", "b"))
+
+
+def width(found: Estimate) -> float:
+    assert found.low is not None and found.high is not None
+    return found.high - found.low
+
+
 class TestHalves:
     """Random halves without replacement, by eye."""
 
@@ -88,7 +139,8 @@ class TestHalves:
     def test_the_range_over_halves_is_that_of_the_mean_of_the_whole(self) -> None:
         values = np.random.default_rng(0).normal(0, 1, 400)
         halves = half_samples([str(i) for i in range(400)], 200, seed=0, label="x")
-        found = estimate_from_halves(values[halves].mean(axis=1), 400, 400, float(values.mean()))
+        eyes = [str(i) for i in range(400)]
+        found = estimate_from_halves(values[halves].mean(axis=1), 400, eyes, float(values.mean()))
         assert found.low is not None
         assert found.high is not None
         assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.25)
@@ -102,7 +154,7 @@ class TestHalves:
         assert not np.array_equal(one, half_samples(eyes, 6, seed=0, label="b"))
 
     def test_few_eyes_give_no_interval_and_too_few_pairs_no_halves(self) -> None:
-        assert estimate_from_halves(np.array([1.0, 2.0]), 9, 2) == Estimate(1.5, None, None, 9, 2)
+        assert estimate_from_halves(np.array([1.0, 2.0]), 9, ["a", "b"]) == Estimate(1.5, None, None, 9, 2)
         with pytest.raises(ValueError, match="cannot be drawn"):
             half_samples(["a"], 2, seed=0, label="x")
 

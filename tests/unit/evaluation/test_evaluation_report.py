@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,9 @@ def test_json_holds_every_number_with_n_interval_and_reason() -> None:
     }  # fmt: skip
     assert content["memorisation"]["flagged_share"]["value"] == pytest.approx(2 / 7, abs=1e-6)
     assert content["pairs"]["available"] == 12
-    assert content["reference"] == {"source": "real", "digest": "b" * 64, "available": 7, "pairs": 7, "eyes": 7}
+    assert content["reference"] == {
+        "source": "real", "digest": "b" * 64, "available": 7, "pairs": 7, "eyes": 7, "resampled_by": "eye"
+    }  # fmt: skip
     assert content["train"]["pairs"] == 3
     assert content["extractor"]["sha256"] == "c" * 64
 
@@ -127,6 +130,22 @@ def test_the_markdown_names_its_pictures_and_says_what_was_not_measured() -> Non
     assert "Not measured: the training pairs were not named" in bare.markdown({})
     assert bare.to_dict()["memorisation"] is None
     assert len(bare.table()) == 6
+
+
+def test_the_report_says_by_what_intervals_are_resampled() -> None:
+    assert "Intervals are 95 %, over eyes. " in report().markdown({})
+    known = ScoredSet(scored(0.6).pairs, 0, {f"e{i}": f"patient {i // 2}" for i in range(5)})
+    reference = Subject("real", "b" * 64, COUNT, known)
+    found = replace(report(), reference=reference, alignment=AlignmentReport(report().alignment.pairs, reference))
+    text, content = found.markdown({}), found.to_dict()
+    assert "Intervals are 95 %, over patients of the reference, where they are known, and over eyes elsewhere." in text
+    assert "reference of 7 pairs, 7 eyes of 3 known patients" in text
+    assert "| reference | `real` | 7 | 7 of 3 known patients |" in text and "| pairs | `made` | 7 of 12 | 7 |" in text
+    assert (content["pairs"]["resampled_by"], content["reference"]["resampled_by"]) == ("eye", "patient")
+    assert content["reference"]["patients"] == content["alignment"]["ceiling"]["patients"] == 3
+    entry = content["alignment"]["scores"]["ngf"]
+    assert (entry["ceiling"]["n"], entry["ceiling"]["eyes"], entry["ceiling"]["patients"]) == (7, 7, 3)
+    assert "patients" not in entry["true"] and "patients" not in content["pairs"]
 
 
 class TestPictures:

@@ -9,7 +9,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from cffa_core.data.contracts import PairImages
-from cffa_core.evaluation.bootstrap import Score
+from cffa_core.evaluation.bootstrap import Eyes, Score
 from cffa_core.evaluation.features import SPACES, FeatureSet
 from cffa_core.evaluation.fidelity import fid, fidelity, frechet_distance, kid, squared_mmd
 from tests.unit.evaluation.damage import CHANGES, features_of
@@ -77,6 +77,15 @@ class TestKid:
         assert wide is not None
         assert narrow is not None
         assert wide.eyes == 10
+        assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)  # type: ignore[operator]
+
+    def test_halves_of_real_pairs_keep_patients_whole(self) -> None:
+        base = np.repeat(rows(10), 10, axis=0) + 0.01 * rows(100, seed=3)
+        eyes = Eyes(names(100), {name: f"patient {i // 10}" for i, name in enumerate(names(100))})
+        ours = names(100)
+        wide, narrow = (kid(rows(100, seed=4), base, ours, real, seed=0, label="x").estimate for real in (eyes, ours))
+        assert wide is not None and narrow is not None
+        assert (wide.eyes, wide.patients, narrow.patients) == (100, 10, None)
         assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)  # type: ignore[operator]
 
     def test_the_seed_decides(self) -> None:

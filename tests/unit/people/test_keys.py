@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import random
 import stat
 import string
@@ -29,6 +30,17 @@ def test_the_checksum_is_crc32_in_base_62() -> None:
     for letter in key[-6:]:
         value = value * 62 + LETTERS.index(letter)
     assert value == zlib.crc32(key[5:-6].encode())
+
+
+def test_a_post_makes_the_same_key_from_the_same_three_things_alone() -> None:
+    made = keys.key_of_post(b"secret", "post key", "mark")
+    number = int.from_bytes(hmac.new(b"secret", b"key of a post\0mark\0post key", "sha256").digest(), "big")
+    letters = ""
+    while len(letters) < 32:
+        letters, number = LETTERS[number % 62] + letters, number // 62
+    assert made[5:-6] == letters and keys.is_well_formed(made)
+    others = [(b"secreT", "post key", "mark"), (b"secret", "post keY", "mark"), (b"secret", "post key", "marK")]
+    assert len({made, *(keys.key_of_post(*other) for other in others)}) == 4
 
 
 def test_every_wrong_letter_is_noticed() -> None:

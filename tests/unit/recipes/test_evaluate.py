@@ -77,6 +77,18 @@ def test_a_large_set_is_sampled_with_its_seed(tmp_path: Path) -> None:
     assert len(set(chosen)) > 1
 
 
+def test_intervals_are_over_patients_where_they_are_known(tmp_path: Path, base: Path) -> None:
+    folder = write_folder(tmp_path / "set", pair_files(8, size=96))
+    by_eye = evaluate_alignment(folder, base=str(base)).to_dict()
+    told = evaluate_alignment(folder, base=str(base), patient_pattern="p([0-3])").to_dict()
+    assert (by_eye["pairs"]["eyes"], by_eye["pairs"]["resampled_by"]) == (8, "eye")
+    assert (told["pairs"]["eyes"], told["pairs"]["patients"], told["pairs"]["resampled_by"]) == (8, 4, "patient")
+    assert told["vae"]["vessel_dice"]["cf"]["patients"] == told["scores"]["ngf"]["true"]["patients"] == 4
+    (folder / "eyes.csv").write_text("name,eye,patient\n" + "".join(f"p{i},p{i},{i // 4}\n" for i in range(8)))
+    two = evaluate_alignment(folder).to_dict()["scores"]["ngf"]["true"]
+    assert (two["n"], two["eyes"], two["patients"], two["low"]) == (8, 8, 2, None)
+
+
 def test_the_round_trip_keeps_size_masks_and_eyes(base: Path) -> None:
     loaded = load_base(base)
     cf, fa = draw_pair(0, 100)
