@@ -11,6 +11,7 @@ on, and more eyes add to what is there.
 prints a Markdown table and writes benchmarks/results/editing.json and a sheet for each edit of each eye in the work
 folder. `--model` and `--base` take another model, `--name` what the result is called. `--knowing` puts a model in their
 place that is made to know each lesion (see `KnowsFinding`): what is missing there is the method's and the VAE's.
+`--inside` draws an area around the place where the twin has the lesion, as a user may, and edits all of it there.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "editing.json"
 PHASE = "late"  # leakage is brightest then
 SCORE = "ridge_correlation"
 MARGIN = 0.05  # what A may lose before an edit counts as having moved the images against each other
+INSIDE = 8  # pixels
 HELD_OUT = 990_000  # no training of the shipped weights drew from this seed
 
 
@@ -69,6 +71,7 @@ def main() -> None:
         "eyes": options.eyes,
         "settings": _settings(options, "FINDING", "add").model_dump(mode="json", exclude={"count", "part_size"}),
         "phase": PHASE,
+        "inside": INSIDE if options.inside else None,
         "margin_of_A": MARGIN,
         "classifier": None if classifier is None else classifier.card.get("format"),
         "alignment": _alignment(options, arms),
@@ -122,12 +125,20 @@ def _edited(options: argparse.Namespace, finding: str, direction: str, index: in
         editor = PairEditor(KnowsFinding(load_base(options.base), healthy, ill), settings)
     else:
         editor = load_editor(settings, options.model, options.base)
+    area = _area(options, finding, index) if options.inside else None
+    pair = SourcePair(index, f"eye {index}", eye.cf, eye.fa, area)
     begun = time.perf_counter()
     own = time.process_time()
-    edit_part(editor, settings, [SourcePair(index, f"eye {index}", eye.cf, eye.fa)], folder, FolderContext(folder))
+    edit_part(editor, settings, [pair], folder, FolderContext(folder))
     spent = {"wall": round(time.perf_counter() - begun, 2), "cpu": round(time.process_time() - own, 2)}
     (folder / "seconds.json").write_text(json.dumps(spent) + "\n", encoding="utf-8")
     return folder
+
+
+def _area(options: argparse.Namespace, finding: str, index: int) -> NDArray[np.bool_]:
+    """Where the eye, or its twin, has the finding, and INSIDE pixels around it."""
+    mask = _phantom(options, index, finding).masks[finding].astype(np.uint8)
+    return np.asarray(cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=INSIDE) > 0)
 
 
 class KnowsFinding(BaseAlone):
@@ -308,6 +319,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--strength", type=float, default=5.0)
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--knowing", action="store_true", help="a model made to know each lesion; strength 1 is enough")
+    parser.add_argument("--inside", action="store_true", help="only around the twin's lesion; with --threshold 0")
     parser.add_argument("--plain", action="store_true", help="the word alone, without the sentence of the captions")
     return parser.parse_args()
 
