@@ -26,10 +26,12 @@ from services.api.scratch import upload_folder
 
 router = APIRouter(tags=["blobs"])
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+# An object is served as what its name says it is: an archive, an image, a card.
+_OBJECT = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 _STORED: Answers = {200: {"description": "Stored; the ETag is the SHA-256."}}
 _ANSWERS: Answers = {
-    200: {"description": "The whole object."} | _BYTES,
-    206: {"description": "The byte range that was asked for."} | _BYTES,
+    200: {"description": "The whole object."} | _OBJECT,
+    206: {"description": "The byte range that was asked for."} | _OBJECT,
     304: {"description": "The object named in If-None-Match; objects never change."},
 }
 

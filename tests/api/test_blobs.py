@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+
 import pytest
 from fastapi.testclient import TestClient
 
@@ -30,6 +32,19 @@ def test_a_link_serves_the_whole_object(client: TestClient, url: str) -> None:
     assert answer.headers["content-disposition"] == (
         "attachment; filename=\"p_a_i.zip\"; filename*=UTF-8''p%20a%22i.zip"
     )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("p.zip", "application/zip"), ("card.json", "application/json")])
+def test_an_object_is_of_a_kind_that_the_document_allows(
+    client: TestClient, backend: Backend, name: str, kind: str
+) -> None:
+    info = backend.objects.put_bytes(KEY, DATA)
+    answer = client.get(backend.objects.download_url(KEY, expires_seconds=60, filename=name, sha256=info.sha256))
+    assert answer.headers["content-type"] == kind
+    described = client.get("/openapi.json").json()["paths"]["/v1/blobs/{token}"]
+    for method in ("get", "head"):
+        allowed = described[method]["responses"]["200"]["content"]
+        assert any(fnmatchcase(kind, pattern) for pattern in allowed), (method, list(allowed))
 
 
 def test_head_serves_no_bytes(client: TestClient, url: str) -> None:
