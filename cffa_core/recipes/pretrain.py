@@ -195,35 +195,32 @@ def vae_mean(run: PretrainRun, vae: AutoencoderKL, images: list[npt.NDArray[np.u
 def encode(
     run: PretrainRun, vae: AutoencoderKL, phantoms: Phantoms, pairs: int, shrink: int, split: str
 ) -> torch.Tensor:
-    """Latents of the first ``pairs`` pairs at 1/``shrink`` size, (2 pairs, 4, h, w), kept in ``work``."""
+    """Latents of the first ``pairs`` pairs at 1/``shrink`` size, (2 pairs, 4, h, w), kept in ``work``.
+
+    Raises :class:`CorruptArtifact` for kept ones whose first is not what this VAE makes of the first image: a U-Net
+    that trains on latents of another VAE learns without complaint, and draws worse than before.
+    """
     path = run.work / f"latents-{split}-{shrink}-{pairs}.safetensors"
+    size = phantoms.cf.shape[1] // shrink
+
+    def image(index: int) -> npt.NDArray[np.uint8]:
+        whole = phantoms.image(index)
+        return whole if shrink == 1 else np.asarray(cv2.resize(whole, (size, size), interpolation=cv2.INTER_AREA))
+
+    def some(start: int) -> torch.Tensor:
+        images = [image(index) for index in range(start, min(start + 8, 2 * pairs))]
+        run.progress(f"latents-{split}-{shrink}", start + len(images), 2 * pairs, 0.0)
+        return vae_mean(run, vae, images)
+
     if not (run.resume and path.exists()):
-        size = phantoms.cf.shape[1] // shrink
-
-        def some(start: int) -> torch.Tensor:
-            images = [phantoms.image(i) for i in range(start, min(start + 8, 2 * pairs))]
-            if shrink > 1:
-                images = [np.asarray(cv2.resize(i, (size, size), interpolation=cv2.INTER_AREA)) for i in images]
-            run.progress(f"latents-{split}-{shrink}", start + len(images), 2 * pairs, 0.0)
-            return vae_mean(run, vae, images)
-
         with ThreadPoolExecutor(run.config.small.shards) as pool:
             out = list(pool.map(some, range(0, 2 * pairs, 8)))
         write_tensors(path, {"latents": torch.cat(out)})
     latents: torch.Tensor = load_file(path)["latents"]
-    if shrink == 1:
-        require_same(run, vae, phantoms, latents, path)
-    return latents
-
-
-def require_same(run: PretrainRun, vae: AutoencoderKL, phantoms: Phantoms, latents: torch.Tensor, path: Path) -> None:
-    """Raise :class:`CorruptArtifact` unless the first of ``latents`` is what this VAE makes of the first image.
-
-    A U-Net that trains on latents of another VAE learns without complaint, and draws worse than before.
-    """
-    off = float((vae_mean(run, vae, [phantoms.image(0)]) - latents[:1]).abs().mean())
+    off = float((vae_mean(run, vae, [image(0)]) - latents[:1]).abs().mean())
     if off > SAME_LATENTS:
         raise CorruptArtifact(
             f"{path} holds latents of another VAE or of other images (off by {off:.2f} deviations): remove it, and it "
             "is made anew"
         )
+    return latents

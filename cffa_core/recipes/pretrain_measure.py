@@ -208,8 +208,8 @@ but the phantoms'.
 """
 
 HOW_WORDS = """
-Then its words: the text encoder alone learns to tell what a prompt names, and U-Net and encoder train on with lesion
-cells counted more (`cffa_core.recipes.pretrain_words`)."""
+Then its words: the text encoder alone learns to tell what a prompt names, then the U-Net what that looks like, on the
+lesions' cells; all else is taught by the model as it was before (`cffa_core.recipes.pretrain_words`)."""
 
 WORDS = """
 The same error on cells of a finding, without the finding's word over with it (1: the word means nothing):

@@ -125,11 +125,12 @@ def test_words_are_taught_only_where_asked_for(finished: Path, tmp_path: Path) -
     assert taught != without
 
 
-def test_latents_of_another_vae_are_refused(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_latents_of_another_vae_are_refused(finished: Path, tmp_path: Path, shrink: int) -> None:
     """What a U-Net would learn from them it learns without complaint."""
     work = tmp_path / "work"
     shutil.copytree(finished / "work", work)
-    latents = next(work.glob("latents-train-1-*.safetensors"))
+    latents = next(work.glob(f"latents-train-{shrink}-*.safetensors"))
     save_file({"latents": load_file(latents)["latents"] + 0.2}, latents)
     with pytest.raises(CorruptArtifact, match=r"another VAE.*remove it"):
         build_tiny(tmp_path / "out", seed=3, work=work, config=CONFIG, resume=True)
