@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -85,6 +86,8 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         os.setpriority(os.PRIO_PROCESS, worker, options.nice)  # before it has a child: that inherits it
         job_id = _running_job(client, options, folder / "data")
         made, cpu = client.job(job_id).counts.generated, _cpu_seconds(api)
+        gc.collect()
+        gc.freeze()  # a full collection here would be taken for a server that does not answer
         began = time.monotonic()
         seen = asyncio.run(_load(servers.url, job_id, options))
         took = time.monotonic() - began

@@ -17,6 +17,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.spec import TrainSettings
 from cffa_core.models.base import Base, load_base
 from cffa_core.models.sd15 import write_sd15
-from cffa_core.recipes.training_run import TrainingRun, learning_rate
+from cffa_core.recipes.training_phases import learning_rate
+from cffa_core.recipes.training_run import TrainingRun
 
 RESULTS = Path(__file__).resolve().parent / "results" / "training.json"
 OURS, EXAMPLE = "ours", "structure of the diffusers example"
@@ -48,7 +50,8 @@ def main() -> None:
     found |= {"question": "how fast does training go?"}
     for ref in options.base:
         with tempfile.TemporaryDirectory(prefix="cffa-training-") as work:
-            found[Path(ref).name] = _measure(ref, Path(work), options)
+            name = Path(ref).name if options.precision == "fp32" else f"{Path(ref).name}, {options.precision}"
+            found[name] = _measure(ref, Path(work), options)
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
@@ -126,8 +129,10 @@ class Example:
             """A copy in the memory layout in which diffusers loads it."""
             return copy.deepcopy(part).to(memory_format=torch.contiguous_format)
 
+        # As the example does it: text encoder and VAE in the precision of the run too.
+        frozen = {"vae": as_loaded(base.vae), "text_encoder": copy.deepcopy(base.text_encoder)}
         self.run, self.step = run, 0
-        self.base = dataclasses.replace(base, vae=as_loaded(base.vae))
+        self.base = dataclasses.replace(base, **{name: part.to(base.dtype) for name, part in frozen.items()})
         self.losses: list[float] = []
         spec = run.settings.lora
         config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
@@ -188,7 +193,7 @@ class Example:
             epoch = rng.generator(settings.seed, "epoch", place // len(run.train))
             chosen.append(int(torch.randperm(len(run.train), generator=epoch)[place % len(run.train)]))
         images = {"cf": [run.train[i].cf for i in chosen], "fa": [run.train[i].fa.expand(3, -1, -1) for i in chosen]}
-        moments = {m: self.base.encode_images(torch.stack(shown)) for m, shown in images.items()}
+        moments = {m: self._moments(torch.stack(shown)) for m, shown in images.items()}
         x0: dict[str, list[torch.Tensor]] = {"cf": [], "fa": []}
         valid: dict[str, list[torch.Tensor]] = {"cf": [], "fa": []}
         for row, index in enumerate(chosen):
@@ -198,6 +203,14 @@ class Example:
                 x0[m].append(mean[row] + torch.exp(logvar[row] / 2) * noise)
                 valid[m].append(run.train_latents.moments(index, Variant())[m].valid)
         return {m: torch.stack(rows) for m, rows in x0.items()}, {m: torch.stack(rows) for m, rows in valid.items()}
+
+    @torch.no_grad()
+    def _moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What :meth:`Base.encode_images` gives, from a VAE in the precision of the run."""
+        base = self.base
+        distribution = base.vae.encode(images.to(base.device, base.dtype)).latent_dist
+        mean, logvar = distribution.mean.float(), distribution.logvar.float()
+        return (mean - base.shift_factor) * base.scaling_factor, logvar + 2 * math.log(base.scaling_factor)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,20 @@ from cffa_core.jobs.state import TERMINAL, JobState, UnitKind, UnitState
 ROUNDED_BY = 1e-6
 """Seconds: a time as it is told may lie so far after the one that is stored, and still means the same."""
 _WAITS = (JobState.QUEUED.value, JobState.RUNNING.value)
+# Asked for at every poll, so they are put together once: that costs more than to carry them out.
+_JOB = sa.select(jobs).where(jobs.c.id == sa.bindparam("job"), jobs.c.owner == sa.bindparam("owner"))
+_WORK = sa.select(units).where(
+    units.c.job_id.in_(sa.bindparam("moving", expanding=True)),
+    units.c.kind != UnitKind.FINALIZE.value,
+    # A training job shows how far it got while it waits too; of a generation job only parts in hand matter.
+    sa.or_(units.c.state == UnitState.RUNNING.value, units.c.kind == UnitKind.TRAIN.value),
+)
+_EVENTS = (
+    sa.select(event_rows)
+    .where(event_rows.c.job_id == sa.bindparam("job"), event_rows.c.seq > sa.bindparam("after"))
+    .order_by(event_rows.c.seq)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
 
 
 def get_job(connection: sa.Connection, owner: str, job_id: str, cap: int | None) -> Job:
@@ -50,7 +64,7 @@ def get_job(connection: sa.Connection, owner: str, job_id: str, cap: int | None)
 
 
 def _row(connection: sa.Connection, owner: str, job_id: str) -> sa.Row[Any]:
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id, jobs.c.owner == owner)).one_or_none()
+    row = connection.execute(_JOB, {"job": job_id, "owner": owner}).one_or_none()
     if row is None:
         raise NotFound(f"no job {job_id}")
     return row
@@ -94,13 +108,7 @@ def _jobs_of(connection: sa.Connection, rows: Sequence[sa.Row[Any]], cap: int | 
     """Job rows with what is computed on reading: progress, counts, place in the queue, time left."""
     work: dict[str, list[UnitPace]] = defaultdict(list)
     moving = [row.id for row in rows if JobState(row.state) not in TERMINAL]
-    query = sa.select(units).where(
-        units.c.job_id.in_(moving),
-        units.c.kind != UnitKind.FINALIZE.value,
-        # A training job shows how far it got while it waits too; of a generation job only parts in hand matter.
-        sa.or_(units.c.state == UnitState.RUNNING.value, units.c.kind == UnitKind.TRAIN.value),
-    )
-    for unit in connection.execute(query) if moving else ():
+    for unit in connection.execute(_WORK, {"moving": moving}) if moving else ():
         work[unit.job_id].append(
             UnitPace(
                 index=unit.idx,
@@ -173,13 +181,8 @@ def _job_of(row: sa.Row[Any], work: Sequence[UnitPace]) -> Job:
 def events(connection: sa.Connection, owner: str, job_id: str, after_seq: int, limit: int) -> list[Event]:
     """See :meth:`JobStore.events`."""
     _row(connection, owner, job_id)
-    query = (
-        sa.select(event_rows)
-        .where(event_rows.c.job_id == job_id, event_rows.c.seq > after_seq)
-        .order_by(event_rows.c.seq)
-        .limit(limit)
-    )
-    return [event_of(row) for row in connection.execute(query)]
+    found = connection.execute(_EVENTS, {"job": job_id, "after": after_seq, "most": limit})
+    return [event_of(row) for row in found]
 
 
 def metrics(

@@ -24,45 +24,49 @@ WHOLE = (*REPORTS, Kind.EXPORT)  # one is like another, as far as its rate goes
 _ACTIVE = (JobState.RUNNING, JobState.FINALIZING, JobState.CANCELING, JobState.PAUSING)
 
 
+# Asked for at every poll, so they are put together once: that costs more than to carry them out.
+_BY_STATE = sa.select(
+    jobs.c.kind, jobs.c.state, sa.func.count().label("number"), sa.func.sum(jobs.c.waiting).label("units")
+).group_by(jobs.c.kind, jobs.c.state)
+_RUNNING = (
+    sa.select(jobs.c.kind, sa.func.count().label("number"))
+    .join(jobs, jobs.c.id == units.c.job_id)
+    .where(units.c.state == UnitState.RUNNING.value)
+    .group_by(jobs.c.kind)
+)
+_OLDEST = (
+    sa.select(jobs.c.kind, (clock() - sa.func.min(units.c.queued_at)).label("age"))
+    .join(units, sa.and_(units.c.job_id == jobs.c.id, units.c.state == UnitState.QUEUED.value))
+    .where(QUEUE)
+    .group_by(jobs.c.kind)
+)
+_LIVE_WORKERS = sa.select(workers.c.info).where(workers.c.seen_at >= clock() - LIVE_WORKER_SECONDS)
+
+
 def load(connection: sa.Connection) -> Load:
     """See :meth:`JobStore.load`."""
     by_state = {(kind, state): 0 for kind in Kind for state in JobState}
     waiting = {(kind, UnitState.QUEUED): 0 for kind in Kind}
-    for row in connection.execute(
-        sa.select(
-            jobs.c.kind, jobs.c.state, sa.func.count().label("number"), sa.func.sum(jobs.c.waiting).label("units")
-        ).group_by(jobs.c.kind, jobs.c.state)
-    ):
+    for row in connection.execute(_BY_STATE):
         by_state[Kind(row.kind), JobState(row.state)] = row.number
         waiting[Kind(row.kind), UnitState.QUEUED] += int(row.units)
     running = {(kind, UnitState.RUNNING): 0 for kind in Kind}
-    for row in connection.execute(
-        sa.select(jobs.c.kind, sa.func.count().label("number"))
-        .join(jobs, jobs.c.id == units.c.job_id)
-        .where(units.c.state == UnitState.RUNNING.value)
-        .group_by(jobs.c.kind)
-    ):
+    for row in connection.execute(_RUNNING):
         running[Kind(row.kind), UnitState.RUNNING] = row.number
     oldest = dict.fromkeys(Kind, 0.0)
-    for row in connection.execute(
-        sa.select(jobs.c.kind, (clock() - sa.func.min(units.c.queued_at)).label("age"))
-        .join(units, sa.and_(units.c.job_id == jobs.c.id, units.c.state == UnitState.QUEUED.value))
-        .where(QUEUE)
-        .group_by(jobs.c.kind)
-    ):
+    for row in connection.execute(_OLDEST):
         oldest[Kind(row.kind)] = max(0.0, row.age or 0.0)
     return Load(by_state, waiting | running, oldest, len(_live_workers(connection)))
 
 
-def queue_summary(connection: sa.Connection) -> dict[Kind, QueueCounts]:
-    """See :meth:`JobStore.queue_summary`."""
-    now = load(connection)
+def counts_by_kind(load: Load) -> dict[Kind, QueueCounts]:
+    """What waits and what runs of every kind."""
     return {
         kind: QueueCounts(
-            queued_jobs=now.jobs[kind, JobState.QUEUED],
-            active_jobs=sum(now.jobs[kind, state] for state in _ACTIVE),
-            waiting_units=now.units[kind, UnitState.QUEUED],
-            running_units=now.units[kind, UnitState.RUNNING],
+            queued_jobs=load.jobs[kind, JobState.QUEUED],
+            active_jobs=sum(load.jobs[kind, state] for state in _ACTIVE),
+            waiting_units=load.units[kind, UnitState.QUEUED],
+            running_units=load.units[kind, UnitState.RUNNING],
         )
         for kind in Kind
     }
@@ -163,4 +167,4 @@ def live_workers(connection: sa.Connection, kind: Kind) -> int:
 
 
 def _live_workers(connection: sa.Connection) -> list[dict[str, Any]]:
-    return list(connection.scalars(sa.select(workers.c.info).where(workers.c.seen_at >= clock() - LIVE_WORKER_SECONDS)))
+    return list(connection.scalars(_LIVE_WORKERS))

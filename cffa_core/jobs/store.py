@@ -37,7 +37,7 @@ class JobStore(DatasetStore, OwnerStore, UnitStore):
 
     def queue_summary(self) -> dict[Kind, QueueCounts]:
         """How much waits and runs, for every kind of job."""
-        return self._db.read(queue.queue_summary)
+        return queue.counts_by_kind(self.load())
 
     def load(self) -> Load:
         """Jobs and units by kind and state, the longest wait, live workers: one cheap read, for metrics."""

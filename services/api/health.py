@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from cffa_core.errors import CffaError, Problem, RecordOutdated, StorageUnavailable
+from cffa_core.jobs.queue import counts_by_kind
 from cffa_core.jobs.records import LIVE_WORKER_SECONDS
 from cffa_core.jobs.spec import Kind
 from services.api.access import Backend, Owner, TheBackend
@@ -112,7 +113,7 @@ def get_queue(backend: TheBackend, owner: Owner) -> QueueView:
             running_units=counts.running_units,
             oldest_seconds=round(load.oldest_seconds.get(kind, 0.0), 1),
         )
-        for kind, counts in backend.store.queue_summary().items()
+        for kind, counts in counts_by_kind(load).items()
     }
     return QueueView(
         waiting=sum(counts.queued_jobs for counts in kinds.values()),
