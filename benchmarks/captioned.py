@@ -141,7 +141,7 @@ def _held_out(folder: Path, count: int) -> Eyes:
     known = read_captions(folder)
     read = list(read_pictures(folder, "cf", count))
     pictures = torch.from_numpy(np.stack([image for _, image, _ in read])).permute(0, 3, 1, 2).contiguous()
-    names = [name for name, _, _ in read]
+    names = [pair.name for pair, _, _ in read]
     return Eyes(names, [str(known[name].cf) for name in names], pictures)
 
 
