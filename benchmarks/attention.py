@@ -72,15 +72,21 @@ def _round(sampler: PairSampler, drawn: torch.Tensor, number: int, clock: str) -
         gc.collect()
         before = _set_back_peak()
         with nullcontext() if store is None else capturing(sampler.model.unet, store):
-            answers: list[torch.Tensor] = []
-            seconds = seconds_of(lambda found=answers: found.append(sampler.latents([7])), "cpu", clock)
+            seconds, latents = _draw(sampler, clock)
         result[name] = {
             "seconds": round(seconds, 4),
             "peak_rise_mib": round((_status("VmHWM") - before) / 1024, 1),
             "held_mib": 0.0 if store is None else round(store.numbers * 4 / 2**20, 3),
-            "same_bits": torch.equal(answers[0], drawn),
+            "same_bits": torch.equal(latents, drawn),
         }
     return result
+
+
+def _draw(sampler: PairSampler, clock: str) -> tuple[float, torch.Tensor]:
+    """Seconds of one drawing, and its latents."""
+    answers: list[torch.Tensor] = []
+    seconds = seconds_of(lambda: answers.append(sampler.latents([7])), "cpu", clock)
+    return seconds, answers[0]
 
 
 def _set_back_peak() -> int:

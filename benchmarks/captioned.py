@@ -36,7 +36,7 @@ from cffa_core.captioned.text_coder import CaptionSampling
 from cffa_core.data import phantom
 from cffa_core.data.captions import read_captions
 from cffa_core.data.sheet import BACKGROUND, GAP, HEADING, LABEL, MARGIN
-from cffa_core.evaluation.bootstrap import Statistic, Values, estimate
+from cffa_core.evaluation.bootstrap import Statistic, Values, estimate, mean
 from cffa_core.evaluation.findings import FindingsClassifier
 from cffa_core.jobs.captioned_spec import CaptionedSettings, CaptionedSizes, CaptionedTrainSettings
 from cffa_core.jobs.context import FolderContext
@@ -141,7 +141,7 @@ def _held_out(folder: Path, count: int) -> Eyes:
     known = read_captions(folder)
     read = list(read_pictures(folder, "cf", count))
     pictures = torch.from_numpy(np.stack([image for _, image, _ in read])).permute(0, 3, 1, 2).contiguous()
-    names = [name for name, _, _ in read]
+    names = [pair.name for pair, _, _ in read]
     return Eyes(names, [str(known[name].cf) for name in names], pictures)
 
 
@@ -154,7 +154,7 @@ def _arms(model: CaptionedModel, eyes: Eyes, options: argparse.Namespace, work: 
 
     def rebuilt(rows: list[int]) -> torch.Tensor:
         embedding = model.image_encoder(signed(eyes.pictures[rows]))[0]
-        drawn = model.image_decoder(model.image_decoder.latent(embedding)).clamp(-1, 1)
+        drawn: torch.Tensor = model.image_decoder(model.image_decoder.latent(embedding)).clamp(-1, 1)
         return ((drawn + 1) * 127.5).round().to(torch.uint8)
 
     def drawn(settings: CaptionedSettings) -> Callable[[list[int]], torch.Tensor]:
@@ -302,9 +302,8 @@ def _mean_auroc(values: Values) -> float:
     return float(np.mean(areas))
 
 
-def _estimate(values: Values, names: list[str], statistic: Statistic | None = None) -> dict[str, Any]:
-    given = {} if statistic is None else {"statistic": statistic}
-    return estimate(values, names, label="captioned", **given).to_dict()
+def _estimate(values: Values, names: list[str], statistic: Statistic = mean) -> dict[str, Any]:
+    return estimate(values, names, statistic, label="captioned").to_dict()
 
 
 def _sheet(eyes: Eyes, arms: dict[str, torch.Tensor], path: Path) -> None:

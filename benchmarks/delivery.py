@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _queue(url: str, jobs: int) -> Iterator[JobStore]:
 
     for first in range(0, jobs, JOBS_PER_TRANSACTION):
         last = min(jobs, first + JOBS_PER_TRANSACTION)
-        database.write(lambda connection, first=first, last=last: fill(connection, first, last))
+        database.write(partial(fill, first=first, last=last))
     database.close()
     try:
         yield store

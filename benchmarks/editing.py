@@ -32,20 +32,20 @@ from numpy.typing import NDArray
 from cffa_core import rng
 from cffa_core.data.contracts import PairImages
 from cffa_core.data.field_of_view import field_of_view
-from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, WORDS, Phantom, make_phantom
+from cffa_core.data.phantom import CF_PROMPT, FA_PROMPT, FINDINGS, WORDS, Phantom, Phase, make_phantom
 from cffa_core.diffusion.losses import NoiseSchedule
 from cffa_core.editing.denoiser import BaseAlone
 from cffa_core.editing.editor import PairEditor, SourcePair
 from cffa_core.evaluation.alignment import normalised, score_set
 from cffa_core.evaluation.bootstrap import estimate
-from cffa_core.evaluation.findings import SEEN, SHIPPED, FindingsClassifier
+from cffa_core.evaluation.findings import MODALITIES, SEEN, SHIPPED, FindingsClassifier, Modality
 from cffa_core.jobs.context import FolderContext
 from cffa_core.jobs.edit_spec import EditSettings
 from cffa_core.models.base import Base, load_base
 from cffa_core.recipes.edit import edit_part, load_editor
 
 RESULTS = Path(__file__).resolve().parent / "results" / "editing.json"
-PHASE = "late"  # leakage is brightest then
+PHASE: Phase = "late"  # leakage is brightest then
 SCORE = "ridge_correlation"
 MARGIN = 0.05  # what A may lose before an edit counts as having moved the images against each other
 INSIDE = 8  # pixels
@@ -185,8 +185,8 @@ def _judged(
     options: argparse.Namespace, classifier: FindingsClassifier | None, finding: str, direction: str
 ) -> dict[str, Any]:
     """What became of one finding in one direction, over all eyes."""
-    seen: dict[str, list[tuple[float, float]]] = {m: [] for m in ("cf", "fa") if finding in SEEN[m]}
-    entries, seconds, left, moved = [], [], [], []
+    seen: dict[Modality, list[tuple[float, float]]] = {m: [] for m in MODALITIES if finding in SEEN[m]}
+    entries, seconds, left, covered, moved = [], [], [], [], []
     for index in range(options.eyes):
         folder = _edited(options, finding, direction, index)
         entries.append(json.loads((folder / "part.json").read_text(encoding="utf-8"))["pairs"][0])
@@ -201,10 +201,10 @@ def _judged(
         if direction == "remove":
             lesion = source.masks[finding]
             for m in seen:
-                part = {"covered": float((mask[lesion] > 0).mean()) if lesion.any() else None}
                 change = _difference(before[m][lesion], wanted[m][lesion])
-                if change:
-                    left.append(part | {"left": _difference(after[m][lesion], wanted[m][lesion]) / change})
+                if change:  # not where the finding has no pixels
+                    left.append(_difference(after[m][lesion], wanted[m][lesion]) / change)
+                    covered.append(float((mask[lesion] > 0).mean()))
         if classifier is not None:
             for m in seen:
                 found = [float(classifier.predict(m, _tensor(image))[finding]) for image in (before[m], after[m])]
@@ -220,8 +220,8 @@ def _judged(
         "spill_not_laid_on": {m: _mean([entry["spill"][m] for entry in entries]) for m in ("cf", "fa")},
         "changed_outside_mask": _outside(options, finding, direction),
         "round_trip": {m: _mean([entry["round_trip"][m] for entry in entries]) for m in ("cf", "fa")},
-        "lesion_left": _mean([entry["left"] for entry in left]) if left else None,
-        "lesion_in_mask": _mean([entry["covered"] for entry in left if entry["covered"] is not None]) if left else None,
+        "lesion_left": _mean(left) if left else None,
+        "lesion_in_mask": _mean(covered) if covered else None,
         "seconds": {kind: _mean([entry[kind] for entry in seconds]) for kind in ("wall", "cpu")},
     }
 
@@ -255,8 +255,8 @@ def _alignment(options: argparse.Namespace, arms: Sequence[tuple[str, str]]) -> 
     for finding, direction in arms:
         for index in range(options.eyes):
             folder, source = _edited(options, finding, direction, index), _source(options, finding, direction, index)
-            after = _read(folder, index, "cf"), _read(folder, index, "fa")[..., 0]
-            for when, (cf, fa) in (("before", (source.cf, source.fa)), ("after", after)):
+            edited = _read(folder, index, "cf"), _read(folder, index, "fa")[..., 0]
+            for when, (cf, fa) in (("before", (source.cf, source.fa)), ("after", edited)):
                 images = PairImages(cf, fa, field_of_view(cf), field_of_view(fa))
                 sets[when].append((f"{direction} {finding} {index}", str(index), images))
     before, after = (score_set(sets[when], seed=0) for when in ("before", "after"))

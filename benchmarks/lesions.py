@@ -108,7 +108,7 @@ def _words(options: argparse.Namespace, base: Base, model: PairMethod | None) ->
     (over its own) at three timesteps of a healthy eye. The last row of each modality is the other modality's prompt.
     """
     rows = []
-    for modality, other in (("cf", "fa"), ("fa", "cf")):
+    for modality, other in zip(MODALITIES, reversed(MODALITIES), strict=True):
         prompts = [_prompt(modality, finding) for finding in (NOTHING, *SEEN[modality])] + [_prompt(other, NOTHING)]
         text = base.encode_prompts(prompts)
         image = _eye(options, modality, NOTHING, 0)
@@ -133,7 +133,8 @@ def _predict(
 ) -> torch.Tensor:
     """The noise that the base, or the model on it, sees in ``x`` (R, C, h, w)."""
     if model is None:
-        return base.unet(x, t, encoder_hidden_states=text, return_dict=False)[0].float()
+        said: torch.Tensor = base.unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
+        return said.float()
     return model.predict_noise(x, t, text, [modality] * len(x))
 
 

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from cffa_core.errors import Cancelled, CffaError
 from cffa_core.evaluation import bootstrap
 from cffa_core.evaluation.findings import MODALITIES, FindingsClassifier
 from cffa_core.jobs.context import FolderContext
-from cffa_core.jobs.spec import SamplerSpec, TrainSettings
+from cffa_core.jobs.spec import SamplerSpec, TokenSpec, TokensSpec, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
 from cffa_core.methods.pair_sampler import PairSampler, write_png
 from cffa_core.models.base import Base, load_base
@@ -47,7 +48,7 @@ from cffa_core.recipes.train import train_pairs
 RESULTS = Path(__file__).resolve().parent / "results" / "masked_attention.json"
 TOKENS = ("disc", "macula", "lesion", "vessel")
 # Of the four words `tiny` knows the lesions' alone (docs/tiny-base.md), by other names than the token's.
-INITIAL = {"lesion": {"name": "lesion", "initial": "haemorrhages"}}
+INITIAL = {"lesion": "haemorrhages"}
 TIMESTEPS = (200, 400, 600)
 # Those that are large enough to be judged at 256 px.
 LARGE_FINDINGS = ("haemorrhage", "exudate")
@@ -69,9 +70,9 @@ def main() -> None:
     data["held_out"] = _eyes(options, "held_out", options.eyes, 202)
     settings = _settings(options)
     folder, minutes = _train(options, settings, base, data["train"])
-    models = {"before": None, "phase 1": options.work / "phase1", "phase 2": folder}
+    models: dict[str, Path | None] = {"before": None, "phase 1": options.work / "phase1", "phase 2": folder}
     attention = {
-        name: _kept(options, f"attention_{name.replace(' ', '')}", lambda p=path: _overlaps(base, settings, p, data))  # type: ignore[misc]
+        name: _kept(options, f"attention_{name.replace(' ', '')}", partial(_overlaps, base, settings, path, data))
         for name, path in models.items()
     }
     result: dict[str, Any] = {
@@ -125,13 +126,13 @@ def _settings(options: argparse.Namespace) -> TrainSettings:
         checkpoint_every=options.phase1,
         preview_every=options.phase1,
         preview_pairs=2,
-        preview={"steps": 20},
-        tokens={
-            "tokens": [INITIAL.get(name, name) for name in TOKENS],
-            "phase1_steps": options.phase1,
-            "phase1_learning_rate": 5e-3,
-            "text_learning_rate": 1e-4,
-        },
+        preview=SamplerSpec(steps=20),
+        tokens=TokensSpec(
+            tokens=tuple(TokenSpec(name=name, initial=INITIAL.get(name)) for name in TOKENS),
+            phase1_steps=options.phase1,
+            phase1_learning_rate=5e-3,
+            text_learning_rate=1e-4,
+        ),
         seed=5,
     )
 
@@ -283,7 +284,7 @@ def disc_score(cf: Image8) -> float:
 def _ring(side: int, inner: float, outer: float) -> NDArray[np.float32]:
     reach = math.ceil(outer * side)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] / side
-    radius = np.hypot(x, y)
+    radius: NDArray[np.float64] = np.hypot(x, y)
     return ((radius >= inner) & (radius < outer)).astype(np.float32)
 
 
@@ -335,7 +336,8 @@ def _lesions(options: argparse.Namespace, drawn: dict[str, list[tuple[Image8, Im
 
     def on_eyes() -> dict[str, Any]:
         """The same question on held-out procedural eyes, as they are and without findings."""
-        there, none = [], []
+        there: list[tuple[Image8, Image8]] = []
+        none: list[tuple[Image8, Image8]] = []
         for index in range(30):
             seed = rng.derive_seed(505, "lesion", index)
             for kept, findings in ((there, frozenset(LARGE_FINDINGS)), (none, frozenset[str]())):

@@ -18,7 +18,7 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from cffa_core import rng
 from cffa_core.diffusion.sampling import build_scheduler, draw_noise
 from cffa_core.jobs.spec import LoraSpec, SamplerSpec, TrainSettings
 from cffa_core.methods.dual_unet import DualUnet
+from cffa_core.methods.method import Tensors
 from cffa_core.methods.pair_sampler import PairSampler, to_uint8
 from cffa_core.models.base import Base, load_base
 
@@ -250,13 +251,19 @@ def _graphed(model: DualUnet) -> DualUnet:
     eager = model.predict_noise
     held: dict[str, Any] = {}
 
-    def predict(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, rows: Any, structure: Any = None) -> torch.Tensor:
+    def predict(
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: torch.Tensor,
+        rows: Sequence[str],
+        structure: Tensors | None = None,
+    ) -> torch.Tensor:
         if held.get("text") is not text:  # a new run
             held.clear()
-            held.update(text=text, calls=0, x=x.clone(), t=t.to(x.device, torch.float32).clone())
+            held.update(text=text, calls=0, x=x.clone(), t=timesteps.to(x.device, torch.float32).clone())
         held["calls"] += 1
         held["x"].copy_(x)
-        held["t"].copy_(t)
+        held["t"].copy_(timesteps)
         if held["calls"] <= 2:
             return eager(held["x"], held["t"], text, rows)
         if "graph" not in held:

@@ -10,7 +10,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -46,7 +46,7 @@ def circumstances(device: str, clock: str) -> dict[str, Any]:
     }
 
 
-def in_turn(arms: dict[str, Callable[[], Any]], repeats: int, device: str, clock: str) -> dict[str, list[float]]:
+def in_turn(arms: Mapping[str, Callable[[], Any]], repeats: int, device: str, clock: str) -> dict[str, list[float]]:
     """Seconds of each arm in each round."""
     names = list(arms)
     seconds: dict[str, list[float]] = {name: [] for name in names}

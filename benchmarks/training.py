@@ -19,6 +19,8 @@ import dataclasses
 import json
 import math
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,6 @@ from cffa_core.recipes.training_run import TrainingRun
 
 RESULTS = Path(__file__).resolve().parent / "results" / "training.json"
 OURS, EXAMPLE = "ours", "structure of the diffusers example"
-SETTINGS = {"steps": 1_000_000, "holdout": 0.0, "augment": "none", "preview_pairs": 0, "seed": 5}
 
 
 def main() -> None:
@@ -80,7 +81,14 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     write_phantoms(work / "pairs", options.pairs, 1, options.resolution)
     pairs = load_pairs(work / "pairs", options.resolution)
     settings = TrainSettings(
-        resolution=options.resolution, batch_size=options.batch_size, precision=options.precision, **SETTINGS
+        resolution=options.resolution,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        steps=1_000_000,
+        holdout=0.0,
+        augment="none",
+        preview_pairs=0,
+        seed=5,
     )
     context = FolderContext(work / "run")
     run = TrainingRun(settings, pairs, base, work / "run", context)
@@ -91,8 +99,8 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
     example = Example(run, base)
     steps = max(1, options.steps)
     arms = {
-        OURS: lambda: [run.train_step() for _ in range(steps)],
-        EXAMPLE: lambda: [example.train_step() for _ in range(steps)],
+        OURS: partial(_repeat, run.train_step, steps),
+        EXAMPLE: partial(_repeat, example.train_step, steps),
     }
     for arm in (run.train_step, example.train_step):
         arm()  # warm-up; its losses are compared too
@@ -116,6 +124,11 @@ def _measure(ref: str, work: Path, options: argparse.Namespace) -> dict[str, Any
             EXAMPLE: shares(example.train_step, options.device),
         }
     return result
+
+
+def _repeat(step: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        step()
 
 
 class Example:

@@ -39,10 +39,10 @@ def _empty_record() -> bytes:
         return (folder / "record.sqlite").read_bytes()
 
 
-def sqlite_store(folder: Path, **limits: int) -> JobStore:
+def sqlite_store(folder: Path) -> JobStore:
     """A migrated record in a file below ``folder``."""
     (folder / "record.sqlite").write_bytes(_empty_record())
-    return JobStore(f"sqlite:///{folder / 'record.sqlite'}", **limits)
+    return JobStore(f"sqlite:///{folder / 'record.sqlite'}")
 
 
 def files(*keys: str) -> StoredFiles:

@@ -28,14 +28,20 @@ Statistic = Callable[[Values], float]
 
 @dataclass(frozen=True)
 class Eyes:
-    """The eye of each of N pairs, and the patient of each eye as far as one is known."""
+    """The eye of each of N pairs, and the patient of each eye as far as one is known.
+
+    ``patients`` maps names of eyes to names of patients; eyes that are in none of the N pairs may stand in it.
+    """
 
     names: tuple[str, ...]
     patients: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, eyes: Whose) -> Self:
-        """The same of names alone: no patient is known."""
+        """Eyes equal to ``eyes``, or those of a sequence of N names, one for each pair, of whom no patient is known.
+
+        Order and repetitions stay. Nothing is checked or raised: a bare string would be taken for a name per character.
+        """
         return cls(eyes.names, eyes.patients) if isinstance(eyes, Eyes) else cls(tuple(eyes))
 
     def __len__(self) -> int:

@@ -22,6 +22,7 @@ from cffa_core.captioned.model import CaptionedModel
 from cffa_core.captioned.model_folder import load_captioned, read_captioned_card
 from cffa_core.captioned.text_coder import CaptionSampling
 from cffa_core.data.captions import CAPTIONS, Caption, read_captions
+from cffa_core.data.contracts import CheckedPair
 from cffa_core.errors import InvalidSpec, Problem
 from cffa_core.jobs.captioned_spec import CaptionedSettings, CaptionedTrainSettings
 from cffa_core.jobs.context import JobContext
@@ -166,20 +167,23 @@ def _describe_pictures(
     device = model.log_temperature.device
     sampling = sampling_of(settings)
     said: dict[str, str] = {}
+    described: list[CheckedPair] = []
     cells: list[Cell] = []
     with (out / CAPTIONS).open("w", encoding="utf-8") as lines:
-        for done, (name, image, total) in enumerate(read_pictures(dataset, modality, settings.max_images), start=1):
+        for done, (pair, image, total) in enumerate(read_pictures(dataset, modality, settings.max_images), start=1):
             picture = signed(torch.from_numpy(image.copy()).permute(2, 0, 1)).to(device)
-            seed = rng.derive_seed(settings.seed, "caption", name)
+            seed = rng.derive_seed(settings.seed, "caption", pair.name)
             captions = model.describe(picture, settings.captions, sampling, seed)
-            said[name] = captions[0]
-            line = json.loads(Caption(name, **{"cf": None, "fa": None, modality: captions[0]}, findings=()).line())
+            said[pair.name] = captions[0]
+            described.append(pair)
+            line = json.loads(Caption(pair.name, **{"cf": None, "fa": None, modality: captions[0]}, findings=()).line())
             lines.write(json.dumps({**line, "captions": captions}, ensure_ascii=False) + "\n")
             if len(cells) < SHOWN:
-                cells.append(Cell(name, image, tuple(captions)))
+                cells.append(Cell(pair.name, image, tuple(captions)))
             on_progress("describing", done, total)
     known = {name: text for name, found in read_captions(dataset).items() if (text := getattr(found, modality))}
-    return {"pictures": len(said), "captions": CAPTIONS, "against_known": against_known(said, known)}, cells
+    nearness = against_known(said, known, described)
+    return {"pictures": len(said), "captions": CAPTIONS, "against_known": nearness}, cells
 
 
 def _image(picture: torch.Tensor, modality: str) -> NDArray[np.uint8]:

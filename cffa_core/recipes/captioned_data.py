@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cffa_core.captioned.image_coder import SIDE
 from cffa_core.captioned.vocabulary import Vocabulary
 from cffa_core.data.captions import CAPTIONS, read_captions
+from cffa_core.data.contracts import CheckedPair
 from cffa_core.data.ingest import open_pairs
 from cffa_core.data.pairs import Pair, PairSet, load_pairs, square
 from cffa_core.errors import InvalidDataset, NotEnoughData, Problem
@@ -87,13 +88,13 @@ def check_lengths(data: CaptionedData, vocabulary: Vocabulary, max_tokens: int) 
         )
 
 
-def read_pictures(path: Path, modality: str, most: int) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
-    """Name, picture ``(224, 224, 3)`` and the number of pictures in all, of the first ``most`` pairs, one at a time."""
+def read_pictures(path: Path, modality: str, most: int) -> Iterator[tuple[CheckedPair, NDArray[np.uint8], int]]:
+    """Pair, picture ``(224, 224, 3)`` and the number of pictures in all, of the first ``most`` pairs, one at a time."""
     _, checked, decoded = open_pairs(path)
     for pair, images in islice(decoded, most):
         sized = square(images, SIDE)
         fa = np.repeat(sized.fa[..., None], 3, axis=2)
-        yield pair.name, sized.cf if modality == "cf" else fa, min(most, len(checked))
+        yield pair, sized.cf if modality == "cf" else fa, min(most, len(checked))
 
 
 def _pictures(pairs: PairSet, modality: str, captions: dict[str, str]) -> CaptionedPictures:

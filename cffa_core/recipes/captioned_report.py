@@ -5,7 +5,7 @@ Draws with Pillow alone. How near captions are to those that were known is count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cffa_core.captioned.scores import same_words, token_f1
+from cffa_core.data.contracts import CheckedPair
 from cffa_core.data.sheet import BACKGROUND, GAP, HEADING, LABEL, MARGIN
-from cffa_core.evaluation.bootstrap import estimate
+from cffa_core.evaluation.bootstrap import Eyes, estimate
 
 SHOWN = 24
 COLUMNS = 4
@@ -63,16 +64,24 @@ def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Imag
     return lines
 
 
-def against_known(said: Mapping[str, str], known: Mapping[str, str]) -> dict[str, Any] | None:
-    """Token F1 and share of captions that are the known ones word for word, with intervals; None if none is known."""
-    names = [name for name in said if name in known]
-    if not names:
+def against_known(
+    said: Mapping[str, str], known: Mapping[str, str], pairs: Iterable[CheckedPair]
+) -> dict[str, Any] | None:
+    """Token F1 and share of captions that are the known ones word for word, over the pairs that have a known one.
+
+    ``said`` has a caption by name of each pair. Intervals are over patients where the pairs have them, else over eyes.
+    None if no caption is known.
+    """
+    found = [pair for pair in pairs if pair.name in known]
+    if not found:
         return None
-    f1 = np.array([token_f1(said[name], known[name]) for name in names])
-    exact = np.array([float(same_words(said[name], known[name])) for name in names])
+    patients = {pair.eye: pair.patient for pair in found if pair.patient is not None}
+    eyes = Eyes(tuple(pair.eye for pair in found), patients)
+    f1 = np.array([token_f1(said[pair.name], known[pair.name]) for pair in found])
+    exact = np.array([float(same_words(said[pair.name], known[pair.name])) for pair in found])
     return {
-        "token_f1": estimate(f1, names, label="token_f1").to_dict(),
-        "exact": estimate(exact, names, label="exact").to_dict(),
+        "token_f1": estimate(f1, eyes, label="token_f1").to_dict(),
+        "exact": estimate(exact, eyes, label="exact").to_dict(),
     }
 
 
@@ -91,7 +100,8 @@ def report_text(report: Mapping[str, Any], cells: Sequence[Cell]) -> str:
     for name, found in (report.get("against_known") or {}).items():
         title = {"token_f1": "Token F1 against the known captions", "exact": "Word for word the known caption"}[name]
         between = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-        lines += ["", f"{title}: {found['value']:.3f}{between}, N = {found['n']}"]
+        patients = f" of {found['patients']} known patients" if "patients" in found else ""
+        lines += ["", f"{title}: {found['value']:.3f}{between}, N = {found['n']}, {found['eyes']} eyes{patients}"]
     lines += ["", "![sheet](sheet.png)", "", "| picture | text |", "|---|---|"]
     for cell in cells:
         texts = "<br>".join(text.replace("|", "\\|") for text in cell.texts)

@@ -69,8 +69,8 @@ class Place:
     def postgres_world(self, url: str | None = None, **changes: Any) -> Iterator[FaultWorld]:
         """As :meth:`world`, with the record in a new database of PostgreSQL, which may be reached through ``url``."""
         database = self.new_database()
-        url = database if url is None else sa.make_url(url).set(database=sa.make_url(database).database)
-        shown = sa.make_url(url).render_as_string(hide_password=False)
+        reached = sa.make_url(database if url is None else url).set(database=sa.make_url(database).database)
+        shown = reached.render_as_string(hide_password=False)
         with self._opened(FaultWorld, {"database_url": shown, **changes}) as world:
             yield world
 

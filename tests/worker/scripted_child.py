@@ -14,7 +14,7 @@ import time
 from enum import IntEnum
 
 from cffa_core.jobs.records import NewModel, StoredFiles
-from cffa_core.jobs.spec import Kind
+from cffa_core.jobs.spec import ExportSpec, Kind
 from cffa_core.jobs.state import UnitKind
 from cffa_core.settings import Settings
 from cffa_core.storage.base import ObjectStore, checkpoint_key, part_key, result_key
@@ -69,6 +69,7 @@ def failed(channel: Channel, code: str | None, retryable: bool) -> None:
 
 def perform(channel: Channel, objects: ObjectStore, order: WorkOrder, numerics_key: str) -> None:
     """Do one order."""
+    assert not isinstance(order.spec, ExportSpec), "an export has no seed to say what its child does"
     act, first = Act(order.spec.seed), order.attempt == 1
     if order.kind is UnitKind.FINALIZE:
         return finish(channel, objects, order)

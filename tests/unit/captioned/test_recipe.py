@@ -252,6 +252,17 @@ def test_pictures_get_captions(trained: Path, dataset: Path, tmp_path: Path) -> 
     )
 
 
+def test_intervals_against_the_known_captions_are_over_patients(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "eyes")
+    rows = "".join(f"p{i:05d},eye {i // 2},patient {i // 4}\n" for i in range(7))
+    (tmp_path / "eyes/eyes.csv").write_text(f"name,eye,patient\n{rows}")
+    settings = CaptionedSettings(task="image_to_text", captions=1)
+    report = run_captioned(settings, trained, tmp_path / "eyes", tmp_path / "out", ignore)
+    for found in report["against_known"].values():
+        assert (found["n"], found["eyes"], found["patients"], found["low"]) == (7, 4, 2, None), "two say nothing"
+    assert "N = 7, 4 eyes of 2 known patients" in (tmp_path / "out/report.md").read_text()
+
+
 def test_pictures_without_a_data_set_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="needs a data set"):
         run_captioned(CaptionedSettings(task="image_to_text"), trained, None, tmp_path, ignore)
