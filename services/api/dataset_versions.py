@@ -99,7 +99,7 @@ def _make(
             name=wanted.name,
             digest=made_index["digest"],
             pairs=len(kept),
-            report=_report(parent, kept, warnings, captions, anew=wanted.patient_pattern is not None),
+            report=_report(parent, made_index, warnings, captions, anew=wanted.patient_pattern is not None),
             parent_id=parent.id,
             split=split,
         )
@@ -187,10 +187,11 @@ def _registered(
 
 
 def _report(
-    parent: Dataset, kept: list[CheckedPair], found: list[Problem], captions: dict[str, int], *, anew: bool
+    parent: Dataset, index: dict[str, Any], found: list[Problem], captions: dict[str, int], *, anew: bool
 ) -> dict[str, Any]:
     """The parent's report for the pairs that are left; what is in them is looked at anew. ``found`` are the version's
     own warnings; with ``anew`` what the parent's say of patients holds no more."""
+    kept = dataset_folder.pairs_of(index)
     now = {pair.name: {"registration": pair.registration, "patient": pair.patient} for pair in kept}
     listed = [{**pair, **now[pair["name"]]} for pair in parent.report.get("pairs", []) if pair["name"] in now]
     still = [item for item in parent.report.get("warnings", []) if not (anew and item["code"] == WITHOUT_PATIENT)]
@@ -200,4 +201,5 @@ def _report(
     counts |= {"patients": patients} if patients else {}
     base = {name: value for name, value in parent.report.items() if name not in ("pictures", "captions", SURVEY)}
     base |= {"captions": captions} if captions else {}
-    return {**base, "counts": counts, "pairs": listed, "warnings": warnings, SURVEY: {"state": WAITING}}
+    base |= {"digest": index["digest"], "counts": counts}
+    return {**base, "pairs": listed, "warnings": warnings, SURVEY: {"state": WAITING}}

@@ -46,6 +46,7 @@ def test_a_version_leaves_rejected_pairs_out_and_shares_the_rest(
     assert client.get(f"/v1/datasets/{parent['id']}").json()["pairs"] == 8
     report = client.get(f"/v1/datasets/{made['id']}/report").json()
     assert report["counts"]["pairs"] == len(report["pairs"]) == 6
+    assert report["digest"] == made["digest"]
 
 
 def test_a_digest_says_which_pairs_and_which_split(client: TestClient, parent: dict[str, Any]) -> None:
@@ -157,6 +158,23 @@ def test_versions_that_cannot_be(
 ) -> None:
     body = problem(client.post(f"/v1/datasets/{parent['id']}/versions", json=asked), 422, "invalid_spec")
     assert [(item["pointer"], item["code"]) for item in body["errors"]] == [(pointer, code)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "pointers"),
+    [
+        ({"split": 5}, ["/split"]),
+        ({"split": {"train": 0, "validation": 0.5}}, ["/split/train"]),
+        ({"split": {"validation": ["p1"]}}, ["/split/train"]),
+        ({"split": {"train": [1], "seed": 3}}, ["/split/train/0", "/split/seed"]),
+        ({"auto_register": "all"}, ["/auto_register", "/auto_register"]),
+    ],
+)
+def test_what_is_wrong_is_pointed_at_in_the_body(
+    client: TestClient, parent: dict[str, Any], asked: dict[str, Any], pointers: list[str]
+) -> None:
+    body = problem(client.post(f"/v1/datasets/{parent['id']}/versions", json=asked), 422, "invalid_spec")
+    assert [item["pointer"] for item in body["errors"]] == pointers
 
 
 def test_the_same_key_makes_one_version(client: TestClient, parent: dict[str, Any]) -> None:
