@@ -75,7 +75,7 @@ def _make(
     if wanted.patient_pattern is not None:
         index, kept, warnings = _with_patients(index, kept, wanted.patient_pattern)
     split = _split(asked, parent, kept)
-    chosen = _to_register(asked, parent, {pair.name for pair in kept})
+    chosen = _to_register(asked, parent, {name: pair.name for pair in kept for name in (pair.called, pair.name)})
     folder.mkdir()
     if chosen:
         index, refused = _registered(backend, parent, index, chosen, folder)
@@ -154,7 +154,8 @@ def _split(asked: VersionRequest, parent: Dataset, kept: list[CheckedPair]) -> v
     return versions.split_by_eyes(kept, {part: getattr(asked.split, part) for part in versions.PARTS})
 
 
-def _to_register(asked: VersionRequest, parent: Dataset, kept: set[str]) -> list[str]:
+def _to_register(asked: VersionRequest, parent: Dataset, kept: dict[str, str]) -> list[str]:
+    """Names of the pairs to register; ``kept`` knows them by their original names too."""
     if asked.auto_register == "flagged":
         survey = parent.report.get(SURVEY, {})
         if survey.get("state") != "done":
@@ -168,7 +169,7 @@ def _to_register(asked: VersionRequest, parent: Dataset, kept: set[str]) -> list
     ]
     if problems:
         raise InvalidSpec("these pairs cannot be registered; see errors", problems=tuple(problems))
-    return list(asked.auto_register)
+    return list(dict.fromkeys(kept[name] for name in asked.auto_register))
 
 
 def _registered(

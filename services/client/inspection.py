@@ -39,8 +39,10 @@ class DatasetPair(Resource):
     """One pair of a data set, with signed links to its images."""
 
     name: str
+    original_name: str | None = None
     eye: str
     patient: str | None = None
+    part: str | None = None
     width: int
     height: int
     registration: str
