@@ -47,6 +47,7 @@ class CheckedPair:
 
     ``residual_px`` is the root mean square distance of the good landmarks after registration, in CF pixels; None if
     the pair came registered. ``masks`` names the masks that came with it. ``patient`` is None where nobody told it.
+    ``original_name`` is what the pair was called where that is no safe name.
     """
 
     name: str
@@ -57,6 +58,12 @@ class CheckedPair:
     residual_px: float | None
     masks: tuple[str, ...] = ()
     patient: str | None = None
+    original_name: str | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name as whoever sent it knows it."""
+        return self.original_name or self.name
 
 
 def undivided(eye: str, patient: str | None) -> str:

@@ -67,6 +67,7 @@ def write(
                     "name": pair.name,
                     "eye": pair.eye,
                     **({} if pair.patient is None else {"patient": pair.patient}),
+                    **({} if pair.original_name is None else {"original_name": pair.original_name}),
                     **files,
                     **({"masks": masks} if masks else {}),
                     "width": pair.width,
@@ -172,6 +173,7 @@ def _entry(entry: dict[str, Any]) -> CheckedPair:
         residual_px=None if residual is None else float(residual),
         masks=masks,
         patient=None if entry.get("patient") is None else str(entry["patient"]),
+        original_name=None if entry.get("original_name") is None else str(entry["original_name"]),
     )
 
 

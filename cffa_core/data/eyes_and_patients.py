@@ -25,11 +25,11 @@ def eyes_of(found: Found, decoder: Decoder, pattern: str | None) -> dict[str, st
 
     A pattern that cannot serve becomes a problem of ``found``.
     """
-    names = [candidate.name for candidate in found.candidates]
-    matched, problems = matched_by(decoder, pattern, names, EYE_PATTERN)
+    called = {candidate.name: candidate.called for candidate in found.candidates}
+    matched, problems = matched_by(decoder, pattern, called, EYE_PATTERN)
     found.problems += problems
     own = {candidate.name: candidate.eye for candidate in found.candidates if candidate.eye}
-    chosen = {name: found.eyes.get(name) or own.get(name) or matched.get(name) or name for name in names}
+    chosen = {name: found.eyes.get(name) or own.get(name) or matched.get(name) or name for name in called}
     return {name: printable(eye) for name, eye in chosen.items()}
 
 
@@ -41,7 +41,8 @@ def patients_of(found: Found, eyes: Mapping[str, str], decoder: Decoder, pattern
     """
     stated = {candidate.name: candidate.patient for candidate in found.candidates if candidate.patient}
     stated |= found.patients
-    matched, problems = matched_by(decoder, pattern, list(eyes), PATIENT_PATTERN)
+    called = {candidate.name: candidate.called for candidate in found.candidates}
+    matched, problems = matched_by(decoder, pattern, called, PATIENT_PATTERN)
     patients, wrong = _of_whole_eyes(eyes, {**matched, **stated})
     found.problems += [*problems, *wrong]
     if (pattern is not None or stated) and not (problems or wrong):
@@ -54,11 +55,11 @@ def known_anew(
 ) -> tuple[list[CheckedPair], list[Problem]]:
     """Checked pairs with the eyes and patients that the patterns find in their names, else those that they have; and
     what is wrong."""
-    names = [pair.name for pair in pairs]
-    matched, bad_eyes = matched_by(decoder, eye_pattern, names, EYE_PATTERN)
+    called = {pair.name: pair.called for pair in pairs}
+    matched, bad_eyes = matched_by(decoder, eye_pattern, called, EYE_PATTERN)
     eyes = {pair.name: matched.get(pair.name, pair.eye) for pair in pairs}
     known = {pair.name: pair.patient for pair in pairs if pair.patient is not None}
-    told, bad_patients = matched_by(decoder, patient_pattern, names, PATIENT_PATTERN)
+    told, bad_patients = matched_by(decoder, patient_pattern, called, PATIENT_PATTERN)
     patients, wrong = _of_whole_eyes(eyes, {**known, **told})
     made = [replace(pair, eye=eyes[pair.name], patient=patients.get(pair.name)) for pair in pairs]
     return made, [*bad_eyes, *bad_patients, *wrong]
@@ -89,15 +90,16 @@ def without_patient(eyes: Mapping[str, str], patients: Mapping[str, str]) -> lis
 
 
 def matched_by(
-    decoder: Decoder, pattern: str | None, names: list[str], pointer: str
+    decoder: Decoder, pattern: str | None, called: Mapping[str, str], pointer: str
 ) -> tuple[dict[str, str], list[Problem]]:
-    """What ``pattern`` finds in the names in which it finds something; a pattern that cannot serve is a problem."""
+    """What ``pattern`` finds, by name, in what the pairs were ``called`` when they came, where it finds something; a
+    pattern that cannot serve is a problem."""
     if pattern is None:
         return {}, []
-    answer = decoder.matches(pattern, names)
+    answer = decoder.matches(pattern, list(called.values()))
     if isinstance(answer, Refused):
         return {}, [Problem(pointer, f"bad_{pointer.removeprefix('/')}", answer.message)]
-    return {name: match for name, match in zip(names, answer, strict=True) if match}, []
+    return {name: match for name, match in zip(called, answer, strict=True) if match}, []
 
 
 def _listed(names: list[str]) -> str:

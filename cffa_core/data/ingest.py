@@ -23,7 +23,7 @@ from cffa_core.data.decoding import Decoder
 from cffa_core.data.eyes_and_patients import eyes_of, known_anew, patients_of
 from cffa_core.data.layouts import Candidate, Found, find_pairs
 from cffa_core.data.pair_check import PairCheck, Registered
-from cffa_core.data.sources import Place, Source, open_source, read_text
+from cffa_core.data.sources import Place, Source, open_source, printable, read_text
 from cffa_core.errors import InvalidDataset, Problem
 
 __all__ = ["Checked", "CheckedPair", "Layout", "Limits", "PairImages", "Registration", "check", "open_pairs", "write"]
@@ -160,7 +160,12 @@ def check(
             if pair_check.shown is not None and len(shown) < MOST_SHOWN:
                 shown.append(pair_check.shown)
             if made is not None:
-                pair = replace(made[0], eye=eyes[candidate.name], patient=patients.get(candidate.name))
+                pair = replace(
+                    made[0],
+                    eye=eyes[candidate.name],
+                    patient=patients.get(candidate.name),
+                    original_name=candidate.original_name,
+                )
                 digest.add(pair, made[1])
                 passed.append((pair, candidate))
                 notes[pair.name] = tuple(dict.fromkeys(pair_check.notes))
@@ -240,9 +245,27 @@ def _find(source: Source, limits: Limits) -> Found:
     names = dataset_folder.safe_names([candidate.name for candidate in found.candidates])
     found.eyes = {names[name]: eye for name, eye in found.eyes.items()}
     found.patients = {names[name]: patient for name, patient in found.patients.items()}
-    found.candidates = [replace(candidate, name=names[candidate.name]) for candidate in found.candidates]
+    found.candidates = [_renamed(candidate, names[candidate.name]) for candidate in found.candidates]
+    found.warnings += _renamings(found.candidates)
     found.captions = {names[name]: replace(said, name=names[name]) for name, said in found.captions.items()}
     return found
+
+
+def _renamed(candidate: Candidate, name: str) -> Candidate:
+    original = None if candidate.name == name else printable(candidate.name)
+    return replace(candidate, name=name, original_name=original)
+
+
+def _renamings(candidates: list[Candidate]) -> list[Problem]:
+    """A warning that says how many pairs had to be renamed, with one of them."""
+    changed = [candidate for candidate in candidates if candidate.original_name is not None]
+    if not changed:
+        return []
+    message = (
+        f"{len(changed)} of {len(candidates)} pairs have names that are not safe everywhere and are called otherwise "
+        f"here, e.g. {changed[0].original_name!r} is {changed[0].name}; original_name tells which is which"
+    )
+    return [Problem("", "renamed", message)]
 
 
 def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:

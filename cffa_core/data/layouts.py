@@ -38,6 +38,7 @@ class Candidate:
     """Two files that should be one pair, with the names of their landmark files and their masks if any.
 
     ``vessel`` is the file of the vessel mask, ``annotations`` are names and files of the other masks, by name.
+    ``original_name`` is what it was called before it got a safe name.
     """
 
     name: str
@@ -49,6 +50,12 @@ class Candidate:
     patient: str | None = None
     vessel: str | None = None
     annotations: tuple[tuple[str, str], ...] = ()
+    original_name: str | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name as whoever sent it knows it."""
+        return self.original_name or self.name
 
 
 @dataclass

@@ -109,14 +109,16 @@ def _divided(pairs: Sequence[CheckedPair], of: Mapping[str, str]) -> list[Proble
 
 
 def without(pairs: Sequence[CheckedPair], reject: Collection[str]) -> list[CheckedPair]:
-    """The pairs that are not rejected; raises ``InvalidSpec`` naming unknown names, or if none is left."""
-    known = {pair.name for pair in pairs}
+    """The pairs that are not rejected, by names or original names; raises ``InvalidSpec`` naming unknown names, or if
+    none is left."""
+    known = {pair.name for pair in pairs} | {pair.called for pair in pairs}
     problems = [
         Problem(f"/reject/{number}", "unknown_pair", f"no pair is named {name!r}")
         for number, name in enumerate(reject)
         if name not in known
     ]
-    kept = [pair for pair in pairs if pair.name not in set(reject)]
+    gone = set(reject)
+    kept = [pair for pair in pairs if pair.name not in gone and pair.called not in gone]
     if not problems and not kept:
         problems.append(Problem("/reject", "too_few_pairs", "no pair would be left; a data set needs at least one"))
     if problems:

@@ -6,9 +6,9 @@ Data sets themselves are in ``schemas``.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from services.api.schemas import DATASET, NOON, example
 from services.api.taking_in import Wanted
@@ -158,6 +158,17 @@ class SplitByEyes(_Request):
     test: list[Eye] = []
 
 
+def _kind_of_split(asked: Any) -> str:
+    """``eyes`` if a part is a list, so that a mistake is told about the kind of split that was meant."""
+    told = asked.values() if isinstance(asked, dict) else vars(asked).values() if isinstance(asked, BaseModel) else ()
+    return "eyes" if any(isinstance(part, list) for part in told) else "shares"
+
+
+Split = Annotated[
+    Annotated[SplitByFraction, Tag("shares")] | Annotated[SplitByEyes, Tag("eyes")], Discriminator(_kind_of_split)
+]
+
+
 class VersionRequest(_Request):
     """What a new version of a data set is to be. Without a split here it keeps its parent's."""
 
@@ -176,7 +187,7 @@ class VersionRequest(_Request):
         default=[], description="Pairs to register anew, or `flagged`: those that the report calls misregistered."
     )
     patient_pattern: PatientPattern = None
-    split: SplitByFraction | SplitByEyes | None = None
+    split: Split | None = None
 
 
 __all__ = [

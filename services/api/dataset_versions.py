@@ -75,7 +75,7 @@ def _make(
     if wanted.patient_pattern is not None:
         index, kept, warnings = _with_patients(index, kept, wanted.patient_pattern)
     split = _split(asked, parent, kept)
-    chosen = _to_register(asked, parent, {pair.name for pair in kept})
+    chosen = _to_register(asked, parent, {name: pair.name for pair in kept for name in (pair.called, pair.name)})
     folder.mkdir()
     if chosen:
         index, refused = _registered(backend, parent, index, chosen, folder)
@@ -99,7 +99,7 @@ def _make(
             name=wanted.name,
             digest=made_index["digest"],
             pairs=len(kept),
-            report=_report(parent, kept, warnings, captions, anew=wanted.patient_pattern is not None),
+            report=_report(parent, made_index, warnings, captions, anew=wanted.patient_pattern is not None),
             parent_id=parent.id,
             split=split,
         )
@@ -154,7 +154,8 @@ def _split(asked: VersionRequest, parent: Dataset, kept: list[CheckedPair]) -> v
     return versions.split_by_eyes(kept, {part: getattr(asked.split, part) for part in versions.PARTS})
 
 
-def _to_register(asked: VersionRequest, parent: Dataset, kept: set[str]) -> list[str]:
+def _to_register(asked: VersionRequest, parent: Dataset, kept: dict[str, str]) -> list[str]:
+    """Names of the pairs to register; ``kept`` knows them by their original names too."""
     if asked.auto_register == "flagged":
         survey = parent.report.get(SURVEY, {})
         if survey.get("state") != "done":
@@ -168,7 +169,7 @@ def _to_register(asked: VersionRequest, parent: Dataset, kept: set[str]) -> list
     ]
     if problems:
         raise InvalidSpec("these pairs cannot be registered; see errors", problems=tuple(problems))
-    return list(asked.auto_register)
+    return list(dict.fromkeys(kept[name] for name in asked.auto_register))
 
 
 def _registered(
@@ -187,10 +188,11 @@ def _registered(
 
 
 def _report(
-    parent: Dataset, kept: list[CheckedPair], found: list[Problem], captions: dict[str, int], *, anew: bool
+    parent: Dataset, index: dict[str, Any], found: list[Problem], captions: dict[str, int], *, anew: bool
 ) -> dict[str, Any]:
     """The parent's report for the pairs that are left; what is in them is looked at anew. ``found`` are the version's
     own warnings; with ``anew`` what the parent's say of patients holds no more."""
+    kept = dataset_folder.pairs_of(index)
     now = {pair.name: {"registration": pair.registration, "patient": pair.patient} for pair in kept}
     listed = [{**pair, **now[pair["name"]]} for pair in parent.report.get("pairs", []) if pair["name"] in now]
     still = [item for item in parent.report.get("warnings", []) if not (anew and item["code"] == WITHOUT_PATIENT)]
@@ -200,4 +202,5 @@ def _report(
     counts |= {"patients": patients} if patients else {}
     base = {name: value for name, value in parent.report.items() if name not in ("pictures", "captions", SURVEY)}
     base |= {"captions": captions} if captions else {}
-    return {**base, "counts": counts, "pairs": listed, "warnings": warnings, SURVEY: {"state": WAITING}}
+    base |= {"digest": index["digest"], "counts": counts}
+    return {**base, "pairs": listed, "warnings": warnings, SURVEY: {"state": WAITING}}

@@ -238,6 +238,7 @@ def list_dataset_pairs(
         raise CorruptArtifact(f"the index of data set {dataset_id} is not readable") from error
     first = offset_of(page_token)
     last = first + page_size
+    part_of = {name: part for part, names in (dataset.split or {}).items() for name in names}
 
     def link(name: str) -> str:
         info = dataset.stored.files[name]
@@ -251,6 +252,8 @@ def list_dataset_pairs(
             DatasetPair(
                 **{key: pair[key] for key in ("name", "eye", "width", "height", "registration", "residual_px")},
                 patient=pair.get("patient"),
+                original_name=pair.get("original_name"),
+                part=part_of.get(pair["name"]),
                 cf_url=link(pair["cf"]),
                 fa_url=link(pair["fa"]),
             )

@@ -51,7 +51,8 @@ async def list_events(
     last_event_id: Annotated[str | None, Header(description="Stream only: continue after this event.")] = None,
 ) -> Response:
     """Events in order. A stream replays everything after Last-Event-ID (or `after`), then follows the job; each message
-    has the event's `seq` as id, its type as event name, and the same JSON object as data."""
+    has the event's `seq` as id, its type as event name, and the same JSON object as data. After a Last-Event-ID that
+    the job does not have, everything is replayed."""
     if EVENT_STREAM not in request.headers.get("accept", ""):
         found = await run_in_threadpool(backend.store.events, owner, job_id, after, page_size + 1)
         page = found[:page_size]
@@ -60,6 +61,8 @@ async def list_events(
         return JSONResponse(body.model_dump(mode="json"))
     if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 16:
         after = int(last_event_id)
+        if not await run_in_threadpool(backend.store.events, owner, job_id, after - 1, 1):
+            after = 0  # an event that this record does not have, e.g. since it was restored: nothing may be missed
     job = await run_in_threadpool(backend.store.get_job, owner, job_id)
     missed = await run_in_threadpool(backend.store.events, owner, job_id, after, 1)
     if job.state in TERMINAL and not missed:
@@ -116,7 +119,7 @@ def list_metrics(
     job_id: JobId,
     backend: TheBackend,
     owner: Owner,
-    key: Annotated[str | None, Query(max_length=200, description="Only this metric, e.g. `loss_cf`.")] = None,
+    key: Annotated[str | None, Query(max_length=200, description="Only this metric, e.g. `eps_cf`.")] = None,
     since_step: Annotated[int, Query(ge=0, le=2**53, description="Only this step and later ones.")] = 0,
 ) -> MetricList:
     """Scalars in step order."""

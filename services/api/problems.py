@@ -41,6 +41,7 @@ from cffa_core.errors import (
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
 Answers = dict[int | str, dict[str, Any]]
+_OWN_WORDS = "Value error, "  # pydantic's, in front of a validator's message
 _PARAMETER = re.compile(r"\{[^}]*\}")
 _log = logging.getLogger("cffa.api")
 
@@ -272,7 +273,10 @@ def from_validation(request: Request, error: RequestValidationError) -> JSONResp
     if any(item["type"] == "json_invalid" for item in found):
         reason = str(found[0].get("ctx", {}).get("error", "not JSON"))
         return response(request, status=400, code="malformed_json", detail=f"the body is not JSON: {reason}")
-    problems = tuple(Problem(_pointer(item["loc"]), str(item["type"]), str(item["msg"])) for item in found)
+    problems = tuple(
+        Problem(_pointer(_of_body(item, error.body)), str(item["type"]), str(item["msg"]).removeprefix(_OWN_WORDS))
+        for item in found
+    )
     return response(
         request, status=422, code=InvalidSpec.code, detail="the request is not valid; see errors", errors=problems
     )
@@ -282,6 +286,24 @@ def _is_other_media(request: Request) -> bool:
     """Does the body say of itself that it is something else than JSON?"""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return bool(kind) and kind != "application/json" and not kind.endswith("+json")
+
+
+def _of_body(item: dict[str, Any], body: Any) -> tuple[int | str, ...]:
+    """The place of a finding without what pydantic puts into it of its own: which type of a union was tried."""
+    where, *rest = item["loc"]
+    if where != "body":
+        return (where, *rest)
+    place: list[int | str] = []
+    for number, part in enumerate(rest, 1):
+        lacking = item["type"] == "missing" and number == len(rest)
+        if isinstance(body, dict) and (part in body or lacking):
+            body = body.get(str(part))
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            body = body[part]
+        else:
+            continue
+        place.append(part)
+    return (where, *place)
 
 
 def _pointer(loc: tuple[int | str, ...]) -> str:

@@ -216,8 +216,10 @@ class DatasetPair(BaseModel):
     """One pair of a data set. ``registration`` says how FA came onto CF; URLs are signed and expire."""
 
     name: str
+    original_name: str | None = Field(description="What it was called where that is no safe name, else null.")
     eye: str
     patient: str | None = Field(description="By eyes.csv, the pair list or `patient_pattern`; null if it is not known.")
+    part: str | None = Field(description="train, validation or test; null without a split, or if it is in none.")
     width: int
     height: int
     registration: str

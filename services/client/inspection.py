@@ -39,8 +39,10 @@ class DatasetPair(Resource):
     """One pair of a data set, with signed links to its images."""
 
     name: str
+    original_name: str | None = None
     eye: str
     patient: str | None = None
+    part: str | None = None
     width: int
     height: int
     registration: str
@@ -100,7 +102,7 @@ class Inspection(Calls):
                 time.sleep(RECONNECT_SECONDS)
 
     def metrics(self, job_id: str, *, key: str | None = None, since_step: int = 0) -> list[Metric]:
-        """Training metrics in step order; ``key`` keeps one, e.g. ``loss_cf``."""
+        """Training metrics in step order; ``key`` keeps one, e.g. ``eps_cf``."""
         query = {"since_step": since_step} | ({} if key is None else {"key": key})
         return self._items(f"/v1/jobs/{job_id}/metrics", Metric, query)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import httpx
 
+from cffa_core.errors import InvalidSpec
 from services.client.problems import ServiceUnreachable, from_response
 
 LONGEST_DELAY = 8.0
@@ -52,6 +53,10 @@ class Transport:
             delay = min(LONGEST_DELAY, 0.25 * 2**attempt)
             try:
                 response = send()
+            except ValueError as error:
+                if "JSON" not in str(error):  # the number that httpx does not write
+                    raise
+                raise InvalidSpec("a number is not finite; nothing was sent") from error
             except httpx.TransportError as error:
                 # Nobody there at the very first request is a wrong address, not a restart.
                 absent = isinstance(error, httpx.ConnectError) and not self._answered

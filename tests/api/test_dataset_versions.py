@@ -46,6 +46,7 @@ def test_a_version_leaves_rejected_pairs_out_and_shares_the_rest(
     assert client.get(f"/v1/datasets/{parent['id']}").json()["pairs"] == 8
     report = client.get(f"/v1/datasets/{made['id']}/report").json()
     assert report["counts"]["pairs"] == len(report["pairs"]) == 6
+    assert report["digest"] == made["digest"]
 
 
 def test_a_digest_says_which_pairs_and_which_split(client: TestClient, parent: dict[str, Any]) -> None:
@@ -157,6 +158,45 @@ def test_versions_that_cannot_be(
 ) -> None:
     body = problem(client.post(f"/v1/datasets/{parent['id']}/versions", json=asked), 422, "invalid_spec")
     assert [(item["pointer"], item["code"]) for item in body["errors"]] == [(pointer, code)]
+
+
+def test_pairs_are_known_by_the_names_they_came_with(client: TestClient) -> None:
+    """Blanks and letters of other alphabets are no safe names; patterns and people speak of the names all the same."""
+    called = ["patient 7 OD", "patient 7 OS", "眼 1"]
+    members = {}
+    for index, name in enumerate(called):
+        members |= {f"cf/{name}.png": png(index), f"fa/{name}.png": png(index, colour=False)}
+    form = {"name": "clinic B", "eye_pattern": "^patient ([0-9]+) (O[DS])$", "patient_pattern": "^patient ([0-9]+) "}
+    answer = client.post("/v1/datasets", files={"file": ("s.zip", zipped(members), "application/zip")}, data=form)
+    made = answer.json()
+    pairs = client.get(f"/v1/datasets/{made['id']}/pairs").json()["items"]
+    assert [pair["original_name"] for pair in pairs] == called
+    assert [pair["eye"] for pair in pairs[:2]] == ["7OD", "7OS"]
+    assert [pair["patient"] for pair in pairs] == ["7", "7", None]
+    warnings = client.get(f"/v1/datasets/{made['id']}/report").json()["warnings"]
+    assert [warning["code"] for warning in warnings] == ["renamed", "without_patient"]
+    told = version(client, made, reject=["眼 1"], patient_pattern="^patient (7) ")
+    assert names(client, told) == [pair["name"] for pair in pairs[:2]]
+    assert (
+        version(client, made, reject=[pairs[2]["name"]])["digest"] == version(client, made, reject=["眼 1"])["digest"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "pointers"),
+    [
+        ({"split": 5}, ["/split"]),
+        ({"split": {"train": 0, "validation": 0.5}}, ["/split/train"]),
+        ({"split": {"validation": ["p1"]}}, ["/split/train"]),
+        ({"split": {"train": [1], "seed": 3}}, ["/split/train/0", "/split/seed"]),
+        ({"auto_register": "all"}, ["/auto_register", "/auto_register"]),
+    ],
+)
+def test_what_is_wrong_is_pointed_at_in_the_body(
+    client: TestClient, parent: dict[str, Any], asked: dict[str, Any], pointers: list[str]
+) -> None:
+    body = problem(client.post(f"/v1/datasets/{parent['id']}/versions", json=asked), 422, "invalid_spec")
+    assert [item["pointer"] for item in body["errors"]] == pointers
 
 
 def test_the_same_key_makes_one_version(client: TestClient, parent: dict[str, Any]) -> None:

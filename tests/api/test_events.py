@@ -59,6 +59,14 @@ def test_last_event_id_replays_only_what_was_missed(client: TestClient, generati
     assert (done.status_code, done.content) == (204, b"")
 
 
+def test_after_an_event_that_never_was_everything_is_replayed(client: TestClient, generation: str) -> None:
+    """The record was restored from a backup: it has fewer events than a client has seen."""
+    client.post(f"/v1/jobs/{generation}:cancel")
+    path = f"/v1/jobs/{generation}/events"
+    everything = messages(client.get(path, headers=STREAM).text)
+    assert messages(client.get(path, headers=STREAM | {"Last-Event-ID": "9999"}).text) == everything
+
+
 def test_a_stream_follows_the_job_until_it_ends(client: TestClient, backend: Backend, generation: str) -> None:
     ending = threading.Timer(0.6, lambda: backend.store.cancel_job("local", generation))
     ending.start()

@@ -85,6 +85,11 @@ def test_the_command_line_uploads_versions_reports_and_deletes(
     assert isinstance(checked, dict) and checked["counts"]["patients"] == 3
     version = run("version", made["id"], "--reject", "p00000", "--split", 3, 1, 1, "--seed", 4)
     assert isinstance(version, dict)
+    parts = [pair.part for pair in client.inspect.dataset_pairs(version["id"])]
+    assert sorted(map(str, parts)) == ["test", "train", "train", "train", "validation"]
+    told = CliRunner().invoke(app, ["dataset", "report", version["id"], "--wait", "200", "--url", service.url])
+    shown = [line.split() for line in told.stdout.splitlines() if line.startswith("p0")]
+    assert [part for row in shown for part in row if part in ("train", "validation", "test")] == parts
     assert (version["pairs"], version["split"]) == (5, {"train": 3, "validation": 1, "test": 1})
     told = run("version", version["id"], "--patient-pattern", "^p0000([3-5])", "--split", 1, 1, 0)
     assert isinstance(told, dict)
@@ -116,3 +121,15 @@ def test_a_check_looks_into_the_pairs(pairs_folder: Path) -> None:
     assert plain.stdout.split()[:3] == ["pair", "eye", "size"]
     quick = CliRunner().invoke(app, ["dataset", "check", str(pairs_folder), "--json", "--quick"])
     assert "survey" not in json.loads(quick.stdout)
+
+
+def test_a_number_that_is_none_is_refused_in_one_line(service: Servers) -> None:
+    asked = ["dataset", "version", "ds_" + "0" * 20, "--split", "nan", "0", "1", "--url", service.url]
+    done = CliRunner().invoke(app, asked)
+    assert (done.exit_code, isinstance(done.exception, SystemExit)) == (1, True)
+    assert "not finite" in done.output
+
+
+def test_a_zip_may_be_registered_on_its_way_in(service: Servers, pairs_folder: Path) -> None:
+    done = CliRunner().invoke(app, ["upload", str(pairs_folder), "--auto-register", "--json", "--url", service.url])
+    assert done.exit_code == 0, done.output

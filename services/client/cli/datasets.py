@@ -14,10 +14,6 @@ from services.client.cli.options import Key, Url
 from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars, say
 
 DatasetId = Annotated[str, typer.Argument(metavar="ID", help="Id of the data set.")]
-AutoRegister = Annotated[
-    bool,
-    typer.Option("--auto-register", help="Register pairs that come without landmarks by their vessels."),
-]
 Name = Annotated[str | None, typer.Option(help="Name of the data set.")]
 COLUMNS = ("size", "registration", "shift px", "vessel Dice", "flags")
 
@@ -32,7 +28,7 @@ def check(
     path: Pairs,
     eye_pattern: options.EyePattern = None,
     patient_pattern: options.PatientPattern = None,
-    auto_register: AutoRegister = False,
+    auto_register: options.AutoRegister = False,
     sheet: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write flagged pairs as checkerboards (PNG) here.")
     ] = None,
@@ -95,14 +91,19 @@ def print_report(report: dict[str, Any]) -> None:
     survey = report.get("survey", {})
     found = {pair["name"]: pair for pair in survey.get("pairs", ())}
     rows = []
+    part_of = {name: part for part, names in (report.get("split") or {}).items() for name in names}
+    renamed = any(pair.get("original_name") for pair in report["pairs"])
     patients = any(pair.get("patient") is not None for pair in report["pairs"])
     for pair in report["pairs"]:
         seen = found.get(pair["name"], {})
         size, flags = f"{pair['width']} x {pair['height']}", ", ".join(seen.get("flags", ()))
         known = seen.get("shift_px"), seen.get("vessel_dice")
         whose = (pair["eye"], pair.get("patient")) if patients else (pair["eye"],)
-        rows.append((pair["name"], *whose, size, pair["registration"], *known, flags))
-    print_table(("pair", "eye", *(("patient",) if patients else ()), *COLUMNS), rows)
+        called = (pair.get("original_name") or pair["name"],) if renamed else ()
+        part = (part_of.get(pair["name"], ""),) if part_of else ()
+        rows.append((pair["name"], *called, *whose, *part, size, pair["registration"], *known, flags))
+    own = ("pair", *(("came as",) if renamed else ()), "eye", *(("patient",) if patients else ()))
+    print_table((*own, *(("part",) if part_of else ()), *COLUMNS), rows)
     for like in survey.get("likenesses", ()):
         turned = f", turned ({like['turn']})" if like["turn"] else ""
         say(f"alike: {like['first']} and {like['second']}: {like['kind']}{turned}")
@@ -110,7 +111,8 @@ def print_report(report: dict[str, Any]) -> None:
         who = f"patient {leak['patient']}" if leak["patient"] else leak["kind"]
         say(f"leak: {who} is in {' and '.join(sorted(leak['parts']))}")
     for warning in report.get("warnings", ()):
-        say(f"warning: {warning['pointer']}: {warning['message']} [{warning['code']}]")
+        where = f"{warning['pointer']}: " if warning["pointer"] else ""
+        say(f"warning: {where}{warning['message']} [{warning['code']}]")
 
 
 def upload(
@@ -118,7 +120,7 @@ def upload(
     name: Name = None,
     eye_pattern: options.EyePattern = None,
     patient_pattern: options.PatientPattern = None,
-    auto_register: AutoRegister = False,
+    auto_register: options.AutoRegister = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an upload that broke off.")] = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
@@ -153,7 +155,7 @@ def import_(
     name: Name = None,
     eye_pattern: options.EyePattern = None,
     patient_pattern: options.PatientPattern = None,
-    auto_register: AutoRegister = False,
+    auto_register: options.AutoRegister = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",

@@ -36,7 +36,7 @@ def events(
 @job.command("metrics")
 def metrics(
     job_id: JobId,
-    key: Annotated[str | None, typer.Option(help="One metric only, e.g. loss_cf.")] = None,
+    key: Annotated[str | None, typer.Option(help="One metric only, e.g. eps_cf.")] = None,
     since: Annotated[int, typer.Option(min=0, help="From this step on.")] = 0,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,

@@ -108,6 +108,7 @@ def upload(
     name: Annotated[str | None, typer.Option(help="Name of the data set.")] = None,
     eye_pattern: options.EyePattern = None,
     patient_pattern: options.PatientPattern = None,
+    auto_register: options.AutoRegister = False,
     as_json: AsJson = False,
     url: Url = options.DEFAULT_URL,
     api_key: Key = "",
@@ -120,6 +121,7 @@ def upload(
             lambda done, total: bars("uploading", done, total),
             eye_pattern=eye_pattern,
             patient_pattern=patient_pattern,
+            auto_register=auto_register,
         )
     if as_json:
         print_json(dataset.model_dump(mode="json"))

@@ -47,6 +47,10 @@ PatientPattern = Annotated[
     str | None,
     typer.Option(help="Regular expression: eyes whose pairs' names give the same match are of one patient."),
 ]
+AutoRegister = Annotated[
+    bool,
+    typer.Option("--auto-register", help="Register pairs that come without landmarks by their vessels."),
+]
 Method = Annotated[
     str | None, typer.Option(help="Pair method: dual_unet | shared_attention | side_by_side | controlnet.")
 ]
