@@ -72,7 +72,7 @@ def verify_store(
 def require_record(database: Database) -> None:
     """Raise :class:`StorageUnavailable` where no SQLite file is: to ask it would make an empty one."""
     if database.sqlite and not (path := Path(str(database.url.database))).is_file():
-        raise StorageUnavailable(f"there is no record at {path}")
+        raise StorageUnavailable(f"there is no record at {path}; CFFA_HOME is to name the folder of the service")
 
 
 def _problem(objects: ObjectStore, info: ObjectInfo, deep: bool) -> Problem | None:
