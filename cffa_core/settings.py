@@ -11,7 +11,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
@@ -20,7 +20,30 @@ from cffa_core.errors import InvalidSettings, Problem
 
 SHORTEST_SECRET = 16
 SHORTEST_KEY = 32
-_KNOWN_SECRETS = frozenset({"minioadmin", "changeme", "change-me", "password", "secret", "cffa", "cffa-secret"})
+_KNOWN_SECRETS = frozenset(
+    [
+        "admin",
+        "cffa",
+        "cffa-secret",
+        "change-me",
+        "change_me",
+        "changeme",
+        "default",
+        "example",
+        "foobared",
+        "guest",
+        "minioadmin",
+        "passw0rd",
+        "password",
+        "postgres",
+        "postgresql",
+        "redis",
+        "root",
+        "secret",
+        "test",
+        "user",
+    ]
+)
 
 
 class Settings(BaseSettings):
@@ -166,6 +189,10 @@ class Settings(BaseSettings):
             needed = ("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
             if missing := [f"CFFA_{name.upper()}" for name in needed if not _plain(getattr(self, name))]:
                 raise ValueError(f"cluster mode needs {', '.join(missing)}")
+            for name in ("database", "broker"):
+                url, password = getattr(self, f"{name}_url"), getattr(self, f"{name}_password")
+                if {_plain(password).lower(), unquote(urlsplit(url).password or "").lower()} & _KNOWN_SECRETS:
+                    raise ValueError(f"the password of CFFA_{name.upper()}_URL is one that everybody knows")
         elif not self.require_keys:
             return self
         shortest_of = {"s3_secret_key": SHORTEST_SECRET, "bootstrap_key": SHORTEST_KEY, "key_secret": SHORTEST_KEY}
@@ -223,7 +250,11 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         problems = tuple(
-            Problem("_".join(("CFFA", *map(str, item["loc"]))).upper(), str(item["type"]), str(item["msg"]))
+            Problem(
+                "_".join(("CFFA", *map(str, item["loc"] or ("*",)))).upper(),
+                str(item["type"]),
+                str(item["msg"]).removeprefix("Value error, "),
+            )
             for item in error.errors(include_input=False, include_context=False)
         )
         raise InvalidSettings("the CFFA_* environment variables are not valid", problems=problems) from error

@@ -28,7 +28,7 @@ from cffa_core.errors import (
 from cffa_core.jobs.database import Database
 from cffa_core.models.fetch import SUMS, stored_bases
 from cffa_core.operations.dump import dump
-from cffa_core.operations.inventory import OnObject, pointed_objects
+from cffa_core.operations.inventory import OnObject, pointed_objects, require_record
 from cffa_core.storage.base import ObjectInfo, ObjectStore, key_segments
 
 FORMAT = "cffa-backup/1"
@@ -61,8 +61,9 @@ def back_up(url: str, objects: ObjectStore, folder: Path, *, on_object: OnObject
     """
     if folder.exists() and any(folder.iterdir()):
         raise Conflict(f"{folder} is not empty; a backup needs a folder of its own")
-    folder.mkdir(parents=True, exist_ok=True)
     database = Database(url)
+    require_record(database)
+    folder.mkdir(parents=True, exist_ok=True)
     record = folder / ("record.sqlite" if database.sqlite else "record.pgdump")
     try:
         for _ in range(ROUNDS):

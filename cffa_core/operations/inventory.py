@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy as sa
 
-from cffa_core.errors import NotFound, Problem
+from cffa_core.errors import NotFound, Problem, StorageUnavailable
 from cffa_core.jobs.database import Database
 from cffa_core.jobs.schema import checkpoints, datasets, models, units
 from cffa_core.storage.base import ObjectInfo, ObjectStore
@@ -51,6 +52,7 @@ def verify_store(
     """
     database = Database(url)
     try:
+        require_record(database)
         known = database.read(lambda connection: list(pointed_objects(connection)))
         wrong: dict[str, Problem] = {}
         for done, info in enumerate(known):
@@ -65,6 +67,12 @@ def verify_store(
     finally:
         database.close()
     return Verification(len(known), sum(info.size for info in known), tuple(wrong[key] for key in sorted(wrong)))
+
+
+def require_record(database: Database) -> None:
+    """Raise :class:`StorageUnavailable` where no SQLite file is: to ask it would make an empty one."""
+    if database.sqlite and not (path := Path(str(database.url.database))).is_file():
+        raise StorageUnavailable(f"there is no record at {path}; CFFA_HOME is to name the folder of the service")
 
 
 def _problem(objects: ObjectStore, info: ObjectInfo, deep: bool) -> Problem | None:

@@ -23,6 +23,8 @@ Ending = Literal["delivered", "again", "failed", "lost"]
 _OPEN = (DeliveryState.WAITING.value, DeliveryState.SENDING.value)
 _IS_DUE = (deliveries.c.state.in_(_OPEN), deliveries.c.due_at <= clock())
 FORGOTTEN_AT_ONCE = 1000
+OF_ONE_OWNER = 4
+"""Deliveries of one owner that are sent at a time, by all processes together."""
 
 
 def any_due(connection: sa.Connection) -> bool:
@@ -33,21 +35,10 @@ def any_due(connection: sa.Connection) -> bool:
 def claim(
     connection: sa.Connection, room: int, lease_seconds: float, backoff: Backoff, give_up_after: int
 ) -> list[Due]:
-    """Take at most ``room`` deliveries, one per hook, for ``lease_seconds``."""
-    busy = sa.select(deliveries.c.webhook_id).where(
-        deliveries.c.state == DeliveryState.SENDING.value, deliveries.c.due_at > clock()
-    )
-    first = sa.func.min(deliveries.c.number)
-    next_of_each = (
-        sa.select(first)
-        .where(*_IS_DUE, deliveries.c.webhook_id.not_in(busy))
-        .group_by(deliveries.c.webhook_id)
-        .order_by(first)
-        .limit(room)
-    )
+    """Take at most ``room`` deliveries, one per hook, for ``lease_seconds``; owners in turn, few of each at a time."""
     rows = connection.execute(
         sa.select(deliveries)
-        .where(deliveries.c.number.in_(next_of_each), *_IS_DUE)
+        .where(deliveries.c.number.in_(_next(room)), *_IS_DUE)
         .order_by(deliveries.c.number)
         .with_for_update(skip_locked=True)
     ).all()
@@ -62,6 +53,32 @@ def claim(
         else:
             taken.append(_take(connection, row, hook, lease_seconds))
     return taken
+
+
+def _next(room: int) -> sa.Select[int]:
+    """Numbers of the deliveries that come next: the oldest of each hook that is not busy. An owner's first one comes
+    before another's second, and what is being sent of an owner counts."""
+    number, owner = deliveries.c.number, webhooks.c.owner
+    of_hooks = deliveries.join(webhooks, webhooks.c.id == deliveries.c.webhook_id)
+    is_sent = (deliveries.c.state == DeliveryState.SENDING.value, deliveries.c.due_at > clock())
+    busy = sa.select(deliveries.c.webhook_id).where(*is_sent)
+    sent = sa.select(owner, sa.func.count().label("many")).select_from(of_hooks).where(*is_sent).group_by(owner)
+    has = sent.subquery()
+    first = (
+        sa.select(owner, sa.func.min(number).label("number"))
+        .select_from(of_hooks)
+        .where(*_IS_DUE, deliveries.c.webhook_id.not_in(busy))
+        .group_by(deliveries.c.webhook_id, owner)
+        .subquery()
+    )
+    place = sa.func.row_number().over(partition_by=first.c.owner, order_by=first.c.number)
+    turns = (
+        sa.select(first.c.number, (place + sa.func.coalesce(has.c.many, 0)).label("turn"))
+        .select_from(first.outerjoin(has, has.c.owner == first.c.owner))
+        .subquery()
+    )
+    in_turn = sa.select(turns.c.number).where(turns.c.turn <= OF_ONE_OWNER)
+    return in_turn.order_by(turns.c.turn, turns.c.number).limit(room)
 
 
 def _take(connection: sa.Connection, row: sa.Row[Any], hook: sa.Row[Any], lease_seconds: float) -> Due:

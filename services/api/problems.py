@@ -36,6 +36,7 @@ from cffa_core.errors import (
     RecordOutdated,
     StorageUnavailable,
     TooManyActiveJobs,
+    VersionTooOld,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -138,6 +139,7 @@ UNEXPECTED = "an unexpected error; the server's log has it under this request_id
 _QUIET: dict[type[CffaError], str] = {
     StorageUnavailable: "the record or the object store refused a read or a write; the server's log says why",
     RecordOutdated: "the record is not set up for this version of the service yet",
+    VersionTooOld: "a newer version of the service wrote this, which this process does not know; ask again, later",
     CorruptArtifact: "stored bytes are not what the record says; nothing was sent, the server's log says which",
 }
 _HTTP_CODES = {400: "bad_request", 404: "no_such_route", 405: "method_not_allowed", 413: PayloadTooLarge.code}

@@ -21,6 +21,7 @@ from services.client.datasets import DatasetCalls
 from services.client.inspection import Inspection
 from services.client.jobs import JobCalls
 from services.client.people import People
+from services.client.problems import document_of
 from services.client.products import ProductCalls
 from services.client.resources import Dataset, Model
 from services.client.submissions import Submissions
@@ -120,7 +121,7 @@ class CffaClient(Submissions, JobCalls, ProductCalls):
     def dataset_report(self, dataset_id: str) -> dict[str, Any]:
         """What the check of a data set found: layout, each pair with its registration, warnings."""
         response = self._transport.sent(lambda: self._http.get(f"/v1/datasets/{dataset_id}/report"), repeatable=True)
-        report: dict[str, Any] = response.json()
+        report: dict[str, Any] = document_of(response)
         return report
 
     def models(self) -> Iterator[Model]:

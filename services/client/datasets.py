@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from cffa_core.errors import Conflict, NotFound
-from services.client.problems import ApiError
+from services.client.problems import ApiError, document_of
 from services.client.resources import Dataset, Page, Resource
 from services.client.transport import Transport
 from services.client.upload import files_below
@@ -186,7 +186,7 @@ class DatasetCalls:
 
     def download_pictures(self, dataset_id: str, folder: Path) -> list[Path]:
         """Write the contact sheets of a data set's report into ``folder``; returns their paths."""
-        report = self._get(f"/v1/datasets/{dataset_id}/report", {}).json()
+        report = document_of(self._get(f"/v1/datasets/{dataset_id}/report", {}))
         written = []
         for name, url in report.get("pictures", {}).items():  # sets of older versions have none
             response = self._transport.sent(lambda url=url: self._transport.signed.get(url), repeatable=True)  # type: ignore[misc]

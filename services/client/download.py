@@ -44,7 +44,7 @@ def fetch(
     while (have := part.stat().st_size) < size:
         try:
             _receive(http, url(), part, have, size, on_bytes)
-            broken: Exception | None = None
+            broken: Exception | None = None  # an answer that ended too early
         except httpx.TransportError as error:
             broken = error
         except ApiError as error:
@@ -53,7 +53,8 @@ def fetch(
             broken = error
         failures = 0 if part.stat().st_size > have else failures + 1
         if failures >= TRIES:
-            raise ServiceUnreachable(f"the download of {target.name} keeps breaking off: {broken}") from broken
+            why = str(broken or f"answers end before the last of its {size} bytes")
+            raise ServiceUnreachable(f"the download of {target.name} keeps breaking off: {why}") from broken
         if failures:
             time.sleep(min(8.0, 0.25 * 2**failures))
     found = sha256_of(part)

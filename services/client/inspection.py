@@ -11,7 +11,7 @@ import httpx
 
 from services.client.calls import Calls, R
 from services.client.event_stream import Event, EventLines, is_over, stream_headers
-from services.client.problems import ServiceUnreachable, from_response
+from services.client.problems import ServiceUnreachable, document_of, from_response
 from services.client.resources import Pair, Resource
 
 # Longer than the silence that the service allows itself: it sends a comment every 15 s.
@@ -67,7 +67,7 @@ class Inspection(Calls):
         """The history of a job so far, oldest first, from event number ``after`` (exclusive) on."""
         position: int | None = after
         while position is not None:
-            answer = self._answer(f"/v1/jobs/{job_id}/events", {"after": position}).json()
+            answer = document_of(self._answer(f"/v1/jobs/{job_id}/events", {"after": position}))
             yield from (Event.model_validate(item) for item in answer["items"])
             position = answer["next_after"]
 
@@ -128,7 +128,7 @@ class Inspection(Calls):
 
     def model_card(self, model_id: str) -> dict[str, Any]:
         """A model's card and, where it has them, signed links to its files."""
-        card: dict[str, Any] = self._answer(f"/v1/models/{model_id}/card").json()
+        card: dict[str, Any] = document_of(self._answer(f"/v1/models/{model_id}/card"))
         return card
 
     def workers(self) -> list[Worker]:
@@ -137,11 +137,11 @@ class Inspection(Calls):
 
     def ready(self) -> dict[str, str]:
         """Every server that the service depends on, and ``ok``; raises ``StorageUnavailable`` if one fails."""
-        checks: dict[str, str] = self._answer("/readyz").json()["checks"]
+        checks: dict[str, str] = document_of(self._answer("/readyz"))["checks"]
         return checks
 
     def _items(self, path: str, kind: type[R], query: Mapping[str, Any] | None = None) -> list[R]:
-        return [kind.model_validate(item) for item in self._answer(path, query).json()["items"]]
+        return [kind.model_validate(item) for item in document_of(self._answer(path, query))["items"]]
 
     def _answer(self, path: str, query: Mapping[str, Any] | None = None) -> httpx.Response:
         return self._transport.sent(lambda: self._http.get(path, params=dict(query or {})), repeatable=True)

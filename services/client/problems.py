@@ -6,6 +6,9 @@ Each code the service documents has a class that is also the library's own error
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import httpx
 
 from cffa_core.errors import (
@@ -56,6 +59,15 @@ class ServiceUnreachable(CffaError):
 
     code = "service_unreachable"
     retryable = True
+
+
+class UnexpectedAnswer(CffaError):
+    """What answers at the address is no CFFA, or one of a version that this client does not understand."""
+
+    code = "unexpected_answer"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is no answer of CFFA that this client understands; check the address and the version")
 
 
 class ApiUnauthorized(ApiError):
@@ -153,7 +165,8 @@ def from_response(response: httpx.Response) -> ApiError:
     """The typed error of a response with an error status, whose body was read; other bodies than problems serve too."""
     document: object = None
     if response.headers.get("content-type", "").startswith(("application/problem+json", "application/json")):
-        document = response.json()
+        with suppress(ValueError):
+            document = response.json()
     if not isinstance(document, dict):
         document = {}
     code = str(document.get("code", f"http_{response.status_code}"))
@@ -173,6 +186,14 @@ def from_response(response: httpx.Response) -> ApiError:
         may_retry=bool(document.get("retryable", response.status_code in (429, 502, 503, 504))),
         retry_after=_seconds(response.headers.get("retry-after")),
     )
+
+
+def document_of(response: httpx.Response) -> Any:
+    """The JSON of an answer; raises :class:`UnexpectedAnswer` for one that is none, e.g. a proxy's page."""
+    try:
+        return response.json()
+    except ValueError as error:
+        raise UnexpectedAnswer(str(response.url.copy_with(query=None))) from error
 
 
 def _seconds(header: str | None) -> float | None:

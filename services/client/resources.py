@@ -5,13 +5,16 @@ Fields this version does not know are kept (``model_extra``), so an older client
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cffa_core.jobs.spec import Kind
 from cffa_core.jobs.state import JobState
+from services.client.problems import UnexpectedAnswer
 
 T = TypeVar("T")
 
@@ -20,6 +23,26 @@ class Resource(BaseModel):
     """Base of everything the service returns."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's, but raises ``UnexpectedAnswer`` for what is not this."""
+        with _understood(cls):
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """As pydantic's, but raises ``UnexpectedAnswer`` for what is not this."""
+        with _understood(cls):
+            return super().model_validate_json(json_data, **options)
+
+
+@contextmanager
+def _understood(kind: type[BaseModel]) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"what came in place of a {kind.__name__.partition('[')[0]}") from error
 
 
 class Counts(Resource):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import httpx
 
 from cffa_core.errors import InvalidSpec
-from services.client.problems import ServiceUnreachable, from_response
+from services.client.problems import ApiQuotaExceeded, ServiceUnreachable, from_response
 
 LONGEST_DELAY = 8.0
 LATER = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
@@ -68,7 +68,8 @@ class Transport:
                 if not response.is_error:
                     return response
                 problem = from_response(response)
-                if last or response.status_code not in LATER:
+                # An account's unfinished jobs end in hours, not in seconds: whoever posts decides what to do.
+                if last or response.status_code not in LATER or isinstance(problem, ApiQuotaExceeded):
                     raise problem
                 delay = problem.retry_after or delay
             time.sleep(delay)

@@ -14,6 +14,7 @@ from cffa_core.errors import Conflict
 from cffa_core.webhooks.messages import EventType
 from cffa_core.webhooks.records import DeliveryState
 from services.client.calls import new_key
+from services.client.problems import document_of
 from services.client.resources import Page, Resource
 from services.client.transport import Transport
 
@@ -108,7 +109,7 @@ class WebhookCalls:
         """
         path, body, headers = f"/v1/webhooks/{webhook_id}:rotate-secret", {"keep_previous": keep_previous}, _once()
         answer = self._transport.sent(lambda: self._http.post(path, json=body, headers=headers), repeatable=True)
-        if (secret := answer.json()["secret"]) is None:
+        if (secret := document_of(answer)["secret"]) is None:
             raise Conflict(f"the secret of {webhook_id} was replaced again in between; rotate once more")
         return str(secret)
 

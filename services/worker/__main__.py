@@ -17,7 +17,7 @@ from typing import Protocol
 from cffa_core import logs, tracing
 from cffa_core.errors import CffaError, InvalidSettings
 from cffa_core.jobs.spec import Kind
-from cffa_core.settings import Settings
+from cffa_core.settings import Settings, read_settings
 from services.worker.loop import Worker
 from services.worker.metrics import WorkerMetrics
 from services.worker.supervisor import CHILD_COMMAND
@@ -80,14 +80,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.worker", description="One CFFA worker.")
     parser.add_argument("--kinds", default="", help="kinds of jobs to take, comma separated (default: all)")
     arguments = parser.parse_args()
-    settings, metrics = Settings(), WorkerMetrics()
-    logs.configure(settings)
+    metrics = WorkerMetrics()
     try:
+        settings = read_settings()
+        logs.configure(settings)
         tracing.configure(settings, "cffa-worker")
         with metrics.served(settings.host, settings.metrics_port):
             return run(worker_for(settings, kinds=arguments.kinds, metrics=metrics))
     except CffaError as error:
-        logging.getLogger("cffa.worker").critical("%s: %s", error.code, error.message)
+        for line in (f"{error.code}: {error.message}", *(f"{item.pointer}: {item.message}" for item in error.problems)):
+            logging.getLogger("cffa.worker").critical(line)
         return 1
     finally:
         tracing.shut_down()

@@ -147,6 +147,21 @@ def test_a_cluster_refuses_default_and_short_secrets(name: str, value: str) -> N
     assert value not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"database_password": "Postgres"},
+        {"database_url": "postgresql+psycopg://cffa:cffa@127.0.0.1:9/cffa"},
+        {"broker_password": "changeme"},
+        {"broker_url": "redis://:foobared@127.0.0.1:9/0"},
+    ],
+)
+def test_a_cluster_refuses_default_passwords_of_its_servers(given: dict[str, str]) -> None:
+    name = next(iter(given)).partition("_")[0]
+    with pytest.raises(ValidationError, match=f"the password of CFFA_{name.upper()}_URL is one that everybody knows"):
+        Settings(**(NOWHERE | given))
+
+
 def test_embedded_with_keys_refuses_them_too(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="CFFA_BOOTSTRAP_KEY"):
         Settings(home=tmp_path, require_keys=True, bootstrap_key="short")

@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,15 @@ def test_the_sweeper_returns_the_work_of_a_lost_worker(client: TestClient, backe
     wait_until(lambda: client.get(f"/v1/jobs/{generation}").json()["reason"] == "worker_lost")
     events = client.get(f"/v1/jobs/{generation}/events").json()["items"]
     assert any("worker_lost" in json.dumps(event) for event in events)
+
+
+def test_a_job_of_a_newer_version_is_said_to_be_one(client: TestClient, backend: Backend, generation: str) -> None:
+    with closing(sqlite3.connect(backend.settings.home / "record.sqlite")) as record, record:
+        record.execute("UPDATE jobs SET spec_version = 99")
+    for path in (f"/v1/jobs/{generation}", "/v1/jobs"):
+        answer = client.get(path)
+        assert "a newer version of the service wrote this" in problem(answer, 503, "version_too_old")["detail"]
+        assert "retry-after" in answer.headers
 
 
 def test_request_ids(plain_client: TestClient) -> None:

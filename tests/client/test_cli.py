@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cffa_core.errors import InvalidSpec
+from cffa_core.jobs.store import JobStore
 from services.client.cli import app, specification
 
 HEAVY = (
@@ -187,3 +188,19 @@ def test_base_info_counts_without_reading_weights(tmp_path: Path) -> None:
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert counted["unet"] == sum(tensor.numel() for tensor in weights.values())
     assert set(counted) == {"unet", "vae", "text_encoder"}
+
+
+def test_restore_reminds_of_the_secrets_and_backup_names_a_wrong_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFFA_HOME", str(tmp_path / "home"))
+    refused = run("backup", "--to", tmp_path / "backup")
+    assert refused.exit_code == 1 and "CFFA_HOME is to name the folder of the service" in refused.stderr
+    store = JobStore(f"sqlite:///{tmp_path / 'home' / 'record.sqlite'}")
+    store.migrate()
+    store.close()
+    assert run("backup", "--to", tmp_path / "backup").exit_code == 0
+    monkeypatch.setenv("CFFA_HOME", str(tmp_path / "other"))
+    restored = run("restore", "--from", tmp_path / "backup", "--json")
+    assert restored.exit_code == 0 and json.loads(restored.stdout)["objects"] == 0
+    assert "none of its API keys is good" in restored.stderr

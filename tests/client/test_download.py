@@ -149,3 +149,12 @@ def test_no_progress_ends_after_six_tries(
     with pytest.raises(ServiceUnreachable, match="breaking off"):
         get(http, server, tmp_path / "archive.zip")
     assert len(server.asked) == 6
+
+
+def test_answers_that_end_too_early_are_named(
+    http: httpx.Client, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.client.download.time.sleep", lambda seconds: None)
+    server.data, server.ranges = DATA[:10], False
+    with pytest.raises(ServiceUnreachable, match="answers end before the last of its 700000 bytes"):
+        get(http, server, tmp_path / "archive.zip")

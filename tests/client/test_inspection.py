@@ -70,6 +70,9 @@ def test_a_training_looked_at_closely(client: CffaClient, pairs_folder: Path) ->
     shown = CliRunner().invoke(app, ["job", "metrics", job_id, "--json", "--url", client.base_url])
     assert [point["step"] for point in json.loads(shown.output)] == [1, 2]
     assert CliRunner().invoke(app, ["workers", "--url", client.base_url]).exit_code == 0
+    listed = CliRunner().invoke(app, ["models", "--json", "--url", client.base_url])
+    assert [model["job_id"] for model in json.loads(listed.stdout)] == [job_id]
+    assert job_id in CliRunner().invoke(app, ["models", "--url", client.base_url]).stdout
 
 
 def test_what_is_not_there(client: CffaClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -109,6 +110,17 @@ def test_what_dies_is_started_again_and_all_stop_together(serve: Serve) -> None:
     assert serve.process.wait(20) == 0
     assert not any(alive(pid) for pid in now.values())
     assert not ready(serve.url)
+
+
+def test_every_line_is_json_where_the_log_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFFA_LOG_FORMAT", "json")
+    running = Serve(tmp_path / "home", "--port", "0")
+    try:
+        until(lambda: "CFFA is at" in running.text, 60)
+    finally:
+        running.close()
+    own = [line["message"] for line in map(json.loads, running.said) if line["logger"] == "cffa.serve"]
+    assert own[0].startswith("CFFA is at http://") and own[-1] == "stopping"
 
 
 def test_children_end_when_serve_is_killed(serve: Serve) -> None:

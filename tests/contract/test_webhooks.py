@@ -166,6 +166,24 @@ def test_one_delivery_of_a_hook_at_a_time_and_no_hook_waits_for_another(hooks: W
     assert (hooks.backlog().waiting, hooks.backlog().sending) == (1, 2)
 
 
+def test_no_owner_waits_for_anothers_hooks(hooks: Webhooks) -> None:
+    for webhook_id in [hook(hooks) for _ in range(10)]:
+        hooks.trial(OWNER, webhook_id)
+        hooks.trial(OWNER, webhook_id)
+    late = [hook(hooks, owner=OTHER) for _ in range(2)]
+    for webhook_id in late:
+        hooks.trial(OTHER, webhook_id)
+    taken = hooks.claim(3, lease_seconds=30)
+    assert [due.webhook_id in late for due in taken] == [False, False, True]
+    more = hooks.claim(8, lease_seconds=30)
+    assert (
+        sum(due.webhook_id in late for due in more) == 1 and len(more) == 3
+    )  # four of one owner, and all of the other
+    assert hooks.claim(8, lease_seconds=30) == []
+    hooks.record(taken[0], Outcome(204, None, 0.1))
+    assert len(hooks.claim(8, lease_seconds=30)) == 1
+
+
 def test_a_claim_takes_no_more_than_there_is_room_for(hooks: Webhooks) -> None:
     for _ in range(3):
         hooks.trial(OWNER, hook(hooks))

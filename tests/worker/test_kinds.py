@@ -43,3 +43,16 @@ def test_a_worker_of_no_known_kind_does_not_start(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "invalid_settings" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_with_settings_that_are_not_valid_names_them(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "services.worker"],
+        env={**os.environ, "CFFA_HOME": str(tmp_path), "CFFA_MODE": "cluster", "CFFA_S3_SECRET_KEY": "minioadmin"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "CFFA_*: cluster mode needs CFFA_DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr and "minioadmin" not in done.stderr

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.client.cli import options, specification
-from services.client.cli.terminal import err, progress_bars, say
+from services.client.cli.terminal import progress_bars, say
+
+if TYPE_CHECKING:
+    from cffa_core.settings import Settings
 
 
 def serve(
@@ -27,24 +32,34 @@ def serve(
 
     from services.client.servers import Servers
 
-    options.settings()  # names what is wrong with the environment here, not in the logs of the children
+    settings = options.settings()  # names what is wrong with the environment here, not in the logs of the children
+    tell = _notices(settings)
     servers = Servers(
         home,
         host=host,
         port=port,
         workers=workers,
         environment={"CFFA_ALLOW_REMOTE": "true"} if allow_remote else {},
-        on_event=lambda name, text: say(f"[{name}] {text}"),
+        on_event=lambda name, text: tell(f"[{name}] {text}"),
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: servers.interrupt())
     with servers:
         servers.wait_ready()
         if not servers.interrupted:
-            where = f"CFFA is at {servers.url} (home: {servers.home}); stop it with Ctrl-C"
-            err().print(where, style="bold", markup=False, soft_wrap=True)
+            tell(f"CFFA is at {servers.url} (home: {servers.home}); stop it with Ctrl-C")
         servers.wait()
-        say("stopping")
+        tell("stopping")
+
+
+def _notices(settings: Settings) -> Callable[[str], None]:
+    """How `serve` says something itself: a line for people, or one of the log where that is JSON."""
+    if settings.log_format == "text":
+        return say
+    from cffa_core import logs
+
+    logs.configure(settings)
+    return logging.getLogger("cffa.serve").info
 
 
 def demo(

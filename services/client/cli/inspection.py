@@ -1,7 +1,8 @@
-"""Commands that look closely: job events, job metrics, workers."""
+"""Commands that look closely: job events, job metrics, models, workers."""
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -52,6 +53,29 @@ def metrics(
     print_table(("step", *names), [(point.step, *(point.values.get(name) for name in names)) for point in found])
 
 
+def models(
+    limit: options.Limit = 50, as_json: AsJson = False, url: Url = options.DEFAULT_URL, api_key: Key = ""
+) -> None:
+    """List trained models, newest first."""
+    with options.connect(url, api_key) as client:
+        found = list(islice(client.models(), limit))
+    if as_json:
+        print_json([model.model_dump(mode="json") for model in found])
+        return
+    rows = [
+        (
+            model.id,
+            model.method or model.family,
+            model.base,
+            model.step,
+            f"{model.created_at:%Y-%m-%d %H:%M}",
+            model.job_id,
+        )
+        for model in found
+    ]
+    print_table(("model", "method", "base", "step", "made (UTC)", "training job"), rows)
+
+
 def workers(as_json: AsJson = False, url: Url = options.DEFAULT_URL, api_key: Key = "") -> None:
     """Workers that live, and what they are."""
     with options.connect(url, api_key) as client:
@@ -68,4 +92,5 @@ def workers(as_json: AsJson = False, url: Url = options.DEFAULT_URL, api_key: Ke
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(rich_help_panel="A running service")(workers)
+    for command in (models, workers):
+        app.command(rich_help_panel="A running service")(command)

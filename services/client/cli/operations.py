@@ -11,7 +11,12 @@ from typing import Annotated
 import typer
 
 from services.client.cli import options
-from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars
+from services.client.cli.terminal import AsJson, print_json, print_table, progress_bars, say
+
+BRING_SECRETS = (
+    "no secrets are in a backup: before the service starts, bring those of the old one along (*.key of its CFFA_HOME, "
+    "or its CFFA_SECRETS_DIR), or none of its API keys is good"
+)
 
 
 def backup(
@@ -54,6 +59,7 @@ def restore(
         )
     report = {"objects": made.objects, "bytes": made.bytes, "of": made.created_at}
     print_json(report) if as_json else print_table(tuple(report), [tuple(report.values())])
+    say(BRING_SECRETS)
 
 
 def verify_store(

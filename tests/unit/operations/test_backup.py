@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings, LeaseLost, VersionTooOld
+from cffa_core.errors import Conflict, CorruptArtifact, InvalidSettings, LeaseLost, StorageUnavailable, VersionTooOld
 from cffa_core.jobs.records import Claim, NewModel, Progress, StoredFiles
 from cffa_core.jobs.spec import TrainingSpec
 from cffa_core.jobs.state import JobState
@@ -228,3 +228,13 @@ def test_no_password_stands_in_an_argument(clinic: Clinic, folder: Path, monkeyp
     monkeypatch.setattr(subprocess, "run", watched)
     clinic.back_up(folder / "backup")
     assert seen and all(password not in " ".join(command) and given == password for command, given in seen)
+
+
+def test_a_record_that_is_not_there_is_named_and_not_made(folder: Path) -> None:
+    url = f"sqlite:///{folder / 'nobody' / 'record.sqlite'}"
+    (folder / "nobody").mkdir()
+    with pytest.raises(StorageUnavailable, match="there is no record at"):
+        verify_store(url, local(folder / "other"))
+    with pytest.raises(StorageUnavailable, match="there is no record at"):
+        back_up(url, local(folder / "other"), folder / "backup")
+    assert list((folder / "nobody").iterdir()) == [] and not (folder / "backup").exists()
