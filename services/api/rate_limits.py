@@ -76,11 +76,14 @@ class RateLimits:
         """
         if not self._limits or time.monotonic() < self._away_until:
             return
+        asked = {name: limit for name, limit in self._limits.items() if name == "requests" or changing}
         try:
-            for name, limit in self._limits.items():
-                if (name == "requests" or changing) and not await self._windows.hit(limit, key):
-                    free = (await self._windows.get_window_stats(limit, key)).reset_time - time.time()
-                    raise RateLimited(name, limit.amount, WINDOW_SECONDS, max(1, math.ceil(free)))
+            # With two limits both are looked at before either counts.
+            for within in (self._windows.test, self._windows.hit) if len(asked) > 1 else (self._windows.hit,):
+                for name, limit in asked.items():
+                    if not await within(limit, key):
+                        free = (await self._windows.get_window_stats(limit, key)).reset_time - time.time()
+                        raise RateLimited(name, limit.amount, WINDOW_SECONDS, max(1, math.ceil(free)))
         except (RedisError, OSError, TimeoutError) as error:
             self._passed(error)
 

@@ -88,6 +88,21 @@ def test_changes_have_a_limit_of_their_own(url: str) -> None:
     run(case)
 
 
+def test_a_change_that_one_limit_refuses_counts_in_neither(url: str) -> None:
+    key = f"key-{time.time_ns()}"
+
+    async def case() -> None:
+        async with opened(url, per_minute=3, posts=3) as limits, opened(url, posts=3) as posts_alone:
+            assert await passed(limits, key, 2) == [True] * 2
+            assert await passed(limits, key, 3, changing=True) == [True, False, False]
+            seen = limits if not url else posts_alone  # memory is the process's own
+            if not url:
+                del limits._limits["requests"]
+            assert await passed(seen, key, 3, changing=True) == [True, True, False]
+
+    run(case)
+
+
 def test_replicas_count_together(redis_server: Server) -> None:
     key = f"key-{time.time_ns()}"
 
