@@ -63,6 +63,7 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     assert body["status"] == status
     assert body["type"] == f"urn:cffa:problem:{code}"
     assert body["title"] and body["detail"]
+    assert status != 422 or body["title"] == "Unprocessable Content", "the same on every version of Python"
     assert body["request_id"] == response.headers["x-request-id"]
     assert isinstance(body["retryable"], bool)
     return body
